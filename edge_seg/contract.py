@@ -1,0 +1,268 @@
+"""The contract: what an exported or converted network says about itself, as one JSON document.
+
+Written once, at export; completed at conversion (tensor names, dtypes, scales); read by every later step in every
+language. Unknown `version` or missing keys are errors; unknown extra keys are kept.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields, replace
+from pathlib import Path
+from typing import Any, Self
+
+from edge_seg.artifact import read_json, write_json
+from edge_seg.errors import ArtifactError, InputError
+
+FORMAT = "edge_seg.contract"
+VERSION = 1
+
+
+@dataclass(frozen=True)
+class ClassInfo:
+    """One class; its contiguous index is its position in the list. Void is never a class.
+
+    Attributes:
+        id: Category id in the data set's own numbering.
+        name: Name.
+        isthing: Whether its objects are counted (thing) or not (stuff).
+        color_rgb: Colour in pictures, 0..255.
+    """
+
+    id: int
+    name: str
+    isthing: bool
+    color_rgb: tuple[int, int, int]
+
+
+@dataclass(frozen=True)
+class Quantization:
+    """Affine grid of a tensor: real = scale * (integer - zero_point)."""
+
+    scale: float
+    zero_point: int
+
+
+@dataclass(frozen=True)
+class InputTensor:
+    """The network's input. `range` is that of the real values in every scheme: bytes, 0..255."""
+
+    name: str
+    shape: tuple[int, int, int, int]
+    signature_key: str = ""
+    tensor_name: str = ""
+    layout: str = "NHWC"
+    dtype: str = "float32"
+    quantization: Quantization | None = None
+    color: str = "RGB"
+    range: tuple[float, float] = (0.0, 255.0)
+
+
+@dataclass(frozen=True)
+class Preprocess:
+    """How an image becomes the input; the normalisation itself is the graph's first operation."""
+
+    fill_rgb: tuple[int, int, int]
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+    fit: str = "letterbox"
+    resize: str = "pillow_bilinear"
+    in_graph: bool = True
+
+
+@dataclass(frozen=True)
+class OutputTensor:
+    """A raw output. `role` is what the decoder asks for; `name` is unique; shapes are NHWC."""
+
+    name: str
+    role: str
+    shape: tuple[int, ...]
+    stride_px: int
+    activation: str = "logit"
+    level: int = 0
+    signature_key: str = ""
+    tensor_name: str = ""
+    layout: str = "NHWC"
+    dtype: str = "float32"
+    quantization: Quantization | None = None
+
+
+@dataclass(frozen=True)
+class DecoderConstant:
+    """A constant the decoder needs, stored in the associated file `decoder.safetensors`."""
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: str = "float32"
+
+
+@dataclass(frozen=True)
+class DecoderInfo:
+    """The decoder's registered name, its parameters, and the constants that travel with the file."""
+
+    name: str
+    params: Mapping[str, Any]
+    constants: tuple[DecoderConstant, ...] = ()
+
+
+@dataclass(frozen=True)
+class ModelInfo:
+    """What the network is and where it came from. `macs` as published, `macs_graph` of the exported graph."""
+
+    name: str
+    family: str
+    task: str
+    input_px: int
+    params: int
+    macs: int
+    macs_graph: int
+    macs_decoder: int
+    licence: str
+    producer: Mapping[str, str] = field(default_factory=dict)
+    parents: Mapping[str, str] = field(default_factory=dict)
+    scheme: str = "torch"
+    route: str = ""
+
+
+@dataclass(frozen=True)
+class Contract:
+    """Everything a reader must know to feed a file and to understand what comes out.
+
+    Attributes:
+        model: Identity, size and provenance.
+        input: The input tensor.
+        preprocess: From image to input.
+        outputs: The raw outputs, found by `signature_key` or `tensor_name`, never by order.
+        classes: The class list.
+        decoder: From raw outputs to masks.
+        extra: Unknown keys of the document, kept as they were.
+    """
+
+    model: ModelInfo
+    input: InputTensor
+    preprocess: Preprocess
+    outputs: tuple[OutputTensor, ...]
+    classes: tuple[ClassInfo, ...]
+    decoder: DecoderInfo
+    extra: Mapping[str, Any] = field(default_factory=dict)
+
+    def output(self, name: str) -> OutputTensor:
+        """Returns the output called `name`; raises InputError with the names there are."""
+        for output in self.outputs:
+            if output.name == name:
+                return output
+        raise InputError(
+            f"The contract has no output {name!r}.",
+            expected=", ".join(o.name for o in self.outputs),
+            got=name,
+        )
+
+    @property
+    def input_wh_px(self) -> tuple[int, int]:
+        """Width and height of the input in pixels."""
+        return self.input.shape[2], self.input.shape[1]
+
+    def with_decoder_params(self, **params: Any) -> Self:
+        """Returns a copy whose decoder uses other parameters; raises InputError for an unknown one."""
+        unknown = sorted(set(params) - set(self.decoder.params))
+        if unknown:
+            from edge_seg.errors import nearest
+
+            raise InputError(
+                f"The decoder {self.decoder.name!r} has no parameter {unknown[0]!r}.",
+                todo=nearest(unknown[0], sorted(self.decoder.params)),
+            )
+        return replace(self, decoder=replace(self.decoder, params={**self.decoder.params, **params}))
+
+    def to_json(self) -> dict[str, Any]:
+        """Returns the document as plain JSON types."""
+        document: dict[str, Any] = {"format": FORMAT, "version": VERSION}
+        for item in fields(self):
+            if item.name != "extra":
+                document[item.name] = _plain(getattr(self, item.name))
+        return {**document, **self.extra}
+
+    @classmethod
+    def from_json(cls, document: Any, *, source: str = "contract") -> Self:
+        """Reads a document.
+
+        Args:
+            document: Parsed JSON.
+            source: Where it came from, for messages.
+
+        Raises:
+            ArtifactError: Wrong format or version, a missing key or a wrong type.
+        """
+        if not isinstance(document, dict) or document.get("format") != FORMAT:
+            raise ArtifactError(f"{source} is not an edge_seg contract.", expected=f'"format": "{FORMAT}"')
+        if document.get("version") != VERSION:
+            raise ArtifactError(
+                f"{source} has an unknown version.",
+                expected=str(VERSION),
+                got=str(document.get("version")),
+                todo="use the edge_seg version that wrote it, or export again",
+            )
+        try:
+            return cls(
+                model=_build(ModelInfo, document["model"]),
+                input=_build(InputTensor, document["input"]),
+                preprocess=_build(Preprocess, document["preprocess"]),
+                outputs=tuple(_build(OutputTensor, o) for o in document["outputs"]),
+                classes=tuple(_build(ClassInfo, c) for c in document["classes"]),
+                decoder=_decoder(document["decoder"]),
+                extra={k: v for k, v in document.items() if k not in _KEYS},
+            )
+        except (KeyError, TypeError, ValueError) as error:
+            raise ArtifactError(
+                f"{source} is not complete.", got=f"{type(error).__name__}: {error}"
+            ) from error
+
+    def save(self, path: Path) -> None:
+        """Writes the document atomically."""
+        write_json(path, self.to_json())
+
+    @classmethod
+    def load(cls, path: Path) -> Self:
+        """Reads a contract file; raises InputError or ArtifactError."""
+        return cls.from_json(read_json(path, "contract"), source=str(path))
+
+    @classmethod
+    def loads(cls, text: str | bytes, *, source: str = "contract") -> Self:
+        """Reads a contract from text, for example the copy inside a .tflite."""
+        try:
+            document = json.loads(text)
+        except (json.JSONDecodeError, UnicodeDecodeError) as error:
+            raise ArtifactError(f"{source} is not JSON.", got=str(error)) from error
+        return cls.from_json(document, source=source)
+
+
+_KEYS = {"format", "version", "model", "input", "preprocess", "outputs", "classes", "decoder"}
+
+
+def _plain(value: Any) -> Any:
+    if hasattr(value, "__dataclass_fields__"):
+        return {f.name: _plain(getattr(value, f.name)) for f in fields(value)}
+    if isinstance(value, Mapping):
+        return {k: _plain(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(v) for v in value]
+    return value
+
+
+def _build(kind: type, document: Mapping[str, Any]) -> Any:
+    """Builds a flat dataclass from JSON: lists become tuples, quantization its class; other keys are ignored."""
+    values: dict[str, Any] = {}
+    for item in fields(kind):
+        if item.name not in document:
+            raise KeyError(f"{kind.__name__}.{item.name}")
+        value = document[item.name]
+        if item.name == "quantization" and value is not None:
+            value = Quantization(float(value["scale"]), int(value["zero_point"]))
+        values[item.name] = tuple(value) if isinstance(value, list) else value
+    return kind(**values)
+
+
+def _decoder(document: Mapping[str, Any]) -> DecoderInfo:
+    constants = tuple(_build(DecoderConstant, c) for c in document["constants"])
+    return DecoderInfo(name=document["name"], params=dict(document["params"]), constants=constants)
