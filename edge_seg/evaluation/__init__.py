@@ -1,0 +1,1 @@
+"""Accuracy and pictures of a result; no PyTorch."""

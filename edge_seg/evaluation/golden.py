@@ -1,0 +1,76 @@
+"""Golden files: input bytes, raw outputs and decoded result of a picture, for readers in other languages.
+
+Little-endian arrays in C order, one `.bin` each, and an `index.json` that names, shapes and types them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edge_seg.artifact import sha256_of, write_bytes, write_json
+from edge_seg.data.images import read_image
+from edge_seg.evaluation.predictor import Predictor
+from edge_seg.letterbox import letterbox_image
+
+
+def write_golden(predictor: Predictor, model: Path, images: Sequence[Path], out: Path) -> list[Path]:
+    """Writes the golden files of some pictures.
+
+    Args:
+        predictor: Runs `model`.
+        model: The file the vectors belong to.
+        images: Pictures.
+        out: Folder.
+
+    Returns:
+        The files written, `index.json` last.
+    """
+    files: list[Path] = []
+    pictures = [_write_picture(predictor, path, out, files) for path in images]
+    index = out / "index.json"
+    write_json(
+        index,
+        {
+            "format": "edge_seg.golden",
+            "version": 1,
+            "model": model.name,
+            "model_sha256": sha256_of(model),
+            "byte_order": "little",
+            "contract": predictor.contract.to_json(),
+            "pictures": pictures,
+        },
+    )
+    return [*files, index]
+
+
+def _write_picture(predictor: Predictor, path: Path, out: Path, files: list[Path]) -> dict[str, Any]:
+    image = read_image(path)
+    contract = predictor.contract
+    canvas, box = letterbox_image(image, contract.input_wh_px, contract.preprocess.fill_rgb)
+    prediction = predictor.predict(image)
+    arrays: dict[str, NDArray[Any]] = {
+        "image": image,
+        "input": canvas,
+        "id_map": prediction.result.id_map_hw_i32,
+        **{f"output_{k}": v for k, v in prediction.raw.items()},
+    }
+    entries = []
+    for name, array in arrays.items():
+        file = out / f"{path.stem}.{name}.bin"
+        write_bytes(file, np.ascontiguousarray(array, array.dtype.newbyteorder("<")).tobytes())
+        files.append(file)
+        entries.append(
+            {"name": name, "file": file.name, "dtype": array.dtype.name, "shape": list(array.shape)}
+        )
+    return {
+        "image": path.name,
+        "letterbox": asdict(box),
+        "arrays": entries,
+        "segments": [asdict(s) for s in prediction.result.segments],
+    }
