@@ -1,0 +1,1 @@
+"""Recipes: one complete TOML file per experiment."""

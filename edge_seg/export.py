@@ -1,0 +1,220 @@
+"""Checkpoint to exported folder: `model.pt2`, `contract.json`, `decoder.safetensors`, `reference.npz`, manifests.
+
+The body is wrapped to NHWC inside the exported module, so that module paths survive into the converted file.
+"""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from safetensors.numpy import save as save_safetensors
+from torch import Tensor, nn
+
+from edge_seg import __version__
+from edge_seg.artifact import atomic_path, sha256_of, write_arrays, write_bytes, write_manifest
+from edge_seg.contract import (
+    ClassInfo,
+    Contract,
+    DecoderConstant,
+    DecoderInfo,
+    InputTensor,
+    ModelInfo,
+    OutputTensor,
+    Preprocess,
+)
+from edge_seg.models.base import FILL_RGB, MEAN_RGB, STD_RGB, ExportGraph, Network
+from edge_seg.training.checkpoint import load_checkpoint
+
+REFERENCE_SEED = 20260
+REFERENCE_PICTURES = 2
+CODE_LICENCE = "Apache-2.0 (network); the weights follow the licence of their training data"
+
+
+@dataclass(frozen=True)
+class Exported:
+    """What an export wrote."""
+
+    folder: Path
+    exported: Path
+    contract: Path
+    sha256: str
+
+
+class NhwcBody(nn.Module):
+    """A body with channels last at both ends.
+
+    Args:
+        body: Takes [N, 3, H, W], returns a mapping of maps.
+        names: Order of the outputs.
+    """
+
+    def __init__(self, body: nn.Module, names: Sequence[str]) -> None:
+        super().__init__()
+        self.body = body
+        self.names = tuple(names)
+
+    def forward(self, image_nhwc: Tensor) -> tuple[Tensor, ...]:
+        """Maps [N, H, W, 3] in 0..255 to [N, h, w, c] maps."""
+        raw = self.body(image_nhwc.permute(0, 3, 1, 2))
+        return tuple(raw[name].permute(0, 2, 3, 1) for name in self.names)
+
+
+class TorchRunner:
+    """Runs a PyTorch network like a converted file.
+
+    Args:
+        network: The network; a copy is not made.
+        classes: Its classes.
+        decoder: Decoder settings of the recipe.
+        fold: Whether the exact foldings of the export are applied.
+    """
+
+    def __init__(
+        self,
+        network: Network,
+        classes: Sequence[ClassInfo],
+        decoder: Mapping[str, Any],
+        *,
+        fold: bool = False,
+    ) -> None:
+        graph = network.export_graph(lazy_embedding=fold, fold_mask=fold)
+        self.contract = make_contract(network, graph, classes, decoder)
+        self.constants = graph.constants
+        self._body = graph.body.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+
+    @torch.inference_mode()
+    def __call__(self, input_hwc_u8: NDArray[np.uint8]) -> dict[str, NDArray[np.float32]]:
+        """Returns the outputs [1, h, w, c] by name for one letterboxed picture [H, W, 3]."""
+        image = torch.from_numpy(input_hwc_u8.copy())[None].permute(0, 3, 1, 2).float()
+        raw = self._body(image)
+        return {k: np.ascontiguousarray(v.permute(0, 2, 3, 1).numpy()) for k, v in raw.items()}
+
+
+def checkpoint_runner(path: Path, *, fold: bool = False) -> TorchRunner:
+    """Returns a runner for a checkpoint file; raises InputError or ArtifactError."""
+    checkpoint = load_checkpoint(path)
+    return TorchRunner(checkpoint.network, checkpoint.classes, checkpoint.settings.decoder, fold=fold)
+
+
+def make_contract(
+    network: Network, graph: ExportGraph, classes: Sequence[ClassInfo], decoder: Mapping[str, Any]
+) -> Contract:
+    """Describes an export graph.
+
+    Args:
+        network: The network it came from.
+        graph: What is exported.
+        classes: Class list.
+        decoder: Decoder settings of the recipe.
+    """
+    side = network.input_px
+    with torch.inference_mode():
+        shapes = {k: v.shape for k, v in graph.body(torch.zeros(1, 3, side, side)).items()}
+    outputs = tuple(
+        OutputTensor(
+            name=o.name,
+            role=o.role,
+            shape=(1, shapes[o.name][2], shapes[o.name][3], shapes[o.name][1]),
+            stride_px=o.stride_px,
+            activation=o.activation,
+            level=o.level,
+        )
+        for o in graph.outputs
+    )
+    macs = network.macs()
+    constants = tuple(DecoderConstant(k, tuple(v.shape)) for k, v in sorted(graph.constants.items()))
+    return Contract(
+        model=ModelInfo(
+            name=network.name,
+            family=network.family,
+            task=network.task,
+            input_px=side,
+            params=sum(p.numel() for p in network.parameters()),
+            macs=macs["macs"],
+            macs_graph=macs["macs_graph"],
+            macs_decoder=macs["macs_decoder"],
+            licence=CODE_LICENCE,
+            producer={"name": "edge_seg", "version": __version__},
+        ),
+        input=InputTensor(name="image", shape=(1, side, side, 3)),
+        preprocess=Preprocess(fill_rgb=FILL_RGB, mean=MEAN_RGB, std=STD_RGB),
+        outputs=outputs,
+        classes=tuple(classes),
+        decoder=DecoderInfo(network.decoder_name, network.decoder_params(decoder), constants),
+    )
+
+
+def export(checkpoint_path: Path, out: Path, *, fold: bool = True) -> Exported:
+    """Writes the exported folder of a checkpoint.
+
+    Args:
+        checkpoint_path: `model.safetensors` of a training.
+        out: Folder.
+        fold: Whether the decoder takes over the last 1x1 layers (exact, cheaper).
+
+    Raises:
+        InputError: The checkpoint is missing or `out` cannot be written.
+        ArtifactError: The checkpoint is broken.
+    """
+    checkpoint = load_checkpoint(checkpoint_path)
+    graph = checkpoint.network.export_graph(lazy_embedding=fold, fold_mask=fold)
+    contract = _with_parents(
+        make_contract(checkpoint.network, graph, checkpoint.classes, checkpoint.settings.decoder),
+        checkpoint_path,
+    )
+    wrapped = NhwcBody(graph.body, [o.name for o in contract.outputs]).eval()
+    paths = {n: out / n for n in ("model.pt2", "contract.json", "decoder.safetensors", "reference.npz")}
+    _save_program(wrapped, contract, paths["model.pt2"])
+    contract.save(paths["contract.json"])
+    write_bytes(paths["decoder.safetensors"], save_safetensors(dict(graph.constants)))
+    _save_reference(wrapped, contract, paths["reference.npz"])
+    config = {"fold": fold, "settings_seed": checkpoint.settings.seed}
+    for path in paths.values():
+        write_manifest(
+            path,
+            kind="exported",
+            step="export",
+            config=config,
+            parents=[checkpoint_path],
+            seed=REFERENCE_SEED,
+        )
+    return Exported(out, paths["model.pt2"], paths["contract.json"], sha256_of(paths["model.pt2"]))
+
+
+def _with_parents(contract: Contract, checkpoint_path: Path) -> Contract:
+    parents = {"checkpoint_sha256": sha256_of(checkpoint_path), "exported_sha256": ""}
+    return replace(contract, model=replace(contract.model, parents=parents))
+
+
+def _save_program(wrapped: nn.Module, contract: Contract, path: Path) -> None:
+    side = contract.model.input_px
+    with warnings.catch_warnings(), torch.no_grad():
+        warnings.simplefilter("ignore")
+        logging.getLogger("torch.export").setLevel(logging.ERROR)
+        program = torch.export.export(wrapped, (torch.zeros(1, side, side, 3),))
+        with atomic_path(path) as temporary, temporary.open("wb") as file:
+            torch.export.save(program, file)
+
+
+def _save_reference(wrapped: nn.Module, contract: Contract, path: Path) -> None:
+    """Seeded inputs (smooth noise, so that activations look like those of pictures) and the outputs for them."""
+    side = contract.model.input_px
+    rng = np.random.default_rng(REFERENCE_SEED)
+    coarse = rng.integers(0, 256, (REFERENCE_PICTURES, side // 16, side // 16, 3))
+    fine = np.kron(coarse, np.ones((1, 16, 16, 1))) + rng.normal(0, 12, (REFERENCE_PICTURES, side, side, 3))
+    inputs = np.clip(fine, 0, 255).astype(np.uint8)
+    with torch.inference_mode():
+        rows = [wrapped(torch.from_numpy(i[None]).float()) for i in inputs]
+    arrays = {
+        output.name: np.concatenate([row[n].numpy() for row in rows])
+        for n, output in enumerate(contract.outputs)
+    }
+    write_arrays(path, {"inputs_nhwc_u8": inputs, **arrays})

@@ -1,0 +1,79 @@
+"""Elementary operations as modules: add, concatenate, resize, mean, normalise.
+
+A body never calls these as bare functions: quantisation-aware retraining attaches its observers to modules.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+class Add(nn.Module):
+    """Element-wise sum of two tensors of one shape."""
+
+    def forward(self, a: Tensor, b: Tensor) -> Tensor:
+        """Returns `a + b`."""
+        return a + b
+
+
+class Concat(nn.Module):
+    """Concatenation along channels."""
+
+    def forward(self, *parts: Tensor) -> Tensor:
+        """Returns [N, sum of channels, H, W]."""
+        return torch.cat(parts, dim=1)
+
+
+class GlobalMean(nn.Module):
+    """Mean over height and width, kept as a 1x1 map."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Returns [N, C, 1, 1]."""
+        return x.mean(dim=(2, 3), keepdim=True)
+
+
+class Upsample(nn.Module):
+    """Bilinear enlargement by a whole factor, half-pixel centres (the form the GPU and int8 kernels take).
+
+    Args:
+        factor: Enlargement of both sides.
+    """
+
+    def __init__(self, factor: int) -> None:
+        super().__init__()
+        self.factor = factor
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Returns [N, C, H * factor, W * factor]."""
+        return F.interpolate(x, scale_factor=float(self.factor), mode="bilinear", align_corners=False)
+
+
+class ResizeLike(nn.Module):
+    """Bilinear resize to the height and width of a second tensor."""
+
+    def forward(self, x: Tensor, like: Tensor) -> Tensor:
+        """Returns `x` at the size of `like`."""
+        return F.interpolate(x, size=like.shape[-2:], mode="bilinear", align_corners=False)
+
+
+class Normalize(nn.Module):
+    """(x - mean) / std as one 1x1 depthwise convolution, the first operation of a body.
+
+    Folding it into the first convolution would be wrong at the borders, where zero padding is not the mean.
+
+    Args:
+        mean: Mean colour, RGB, 0..255.
+        std: Deviation, RGB, same unit.
+    """
+
+    def __init__(self, mean: tuple[float, float, float], std: tuple[float, float, float]) -> None:
+        super().__init__()
+        scale = 1.0 / torch.tensor(std)
+        self.register_buffer("weight", scale.reshape(3, 1, 1, 1), persistent=False)
+        self.register_buffer("bias", -torch.tensor(mean) * scale, persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Maps an image in 0..255, [N, 3, H, W], to the range the backbone was trained on."""
+        return F.conv2d(x, self.get_buffer("weight"), self.get_buffer("bias"), groups=3)

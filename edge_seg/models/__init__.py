@@ -1,0 +1,1 @@
+"""Model families: one file holds a family's body, criterion and variants."""

@@ -1,0 +1,155 @@
+"""What a network and a criterion are, the registry of variants, and the count of multiplications."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from edge_seg.contract import ClassInfo
+from edge_seg.data.transforms import TrainCrop
+from edge_seg.errors import InputError
+from edge_seg.layers.conv import SameConv2d
+from edge_seg.registry import Registry
+
+MEAN_RGB = (127.5, 127.5, 127.5)
+STD_RGB = (127.5, 127.5, 127.5)
+FILL_RGB = (128, 128, 128)  # the byte nearest to the mean: zero after normalisation to within 1/255
+SIZE_STEP_PX = 32
+
+
+@dataclass(frozen=True)
+class OutputSpec:
+    """A raw output of a body: unique name, role for the decoder, stride in pixels, activation, pyramid level."""
+
+    name: str
+    role: str
+    stride_px: int
+    activation: str = "logit"
+    level: int = 0
+
+
+@dataclass(frozen=True)
+class ExportGraph:
+    """What is exported: the body after its exact rewrites, its outputs, and the decoder's constants."""
+
+    body: nn.Module
+    outputs: tuple[OutputSpec, ...]
+    constants: Mapping[str, NDArray[np.float32]]
+
+
+class Criterion(Protocol):
+    """Targets and losses of a family."""
+
+    def targets(self, crop: TrainCrop, rng: np.random.Generator) -> dict[str, NDArray[Any]]:
+        """Returns the arrays of one picture that the losses need; pure NumPy, runs in the loader's threads."""
+        ...
+
+    def losses(self, network: Network, image: Tensor, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Returns the named losses of a batch; "loss" is the one to minimise."""
+        ...
+
+
+class Network(nn.Module):
+    """A body plus the small parts that run outside the exported graph.
+
+    Attributes:
+        name: Registered name of the variant.
+        family: Name of the family.
+        task: "panoptic" or "instance".
+        decoder_name: Registered name of the decoder.
+        licence: Licence of the weights a user trains with it (theirs), of the code (ours).
+        input_px: Side of the square input.
+        num_classes: Number of classes, void not counted.
+    """
+
+    family: ClassVar[str]
+    task: ClassVar[str]
+    decoder_name: ClassVar[str]
+    name: str
+    input_px: int
+    num_classes: int
+    body: nn.Module
+
+    def export_graph(self, **options: bool) -> ExportGraph:
+        """Returns a deep copy of the body after the exact rewrites that `options` ask for."""
+        raise NotImplementedError
+
+    def decoder_params(self, settings: Mapping[str, Any]) -> dict[str, Any]:
+        """Returns the decoder's parameters for the contract; `settings` come from the configuration."""
+        raise NotImplementedError
+
+    def criterion(self, settings: Mapping[str, Any], classes: Sequence[ClassInfo]) -> Criterion:
+        """Returns the family's criterion; `settings` come from the configuration."""
+        raise NotImplementedError
+
+    def macs(self) -> dict[str, int]:
+        """Returns multiply-accumulates: `macs` (as published), `macs_graph`, `macs_decoder`."""
+        raise NotImplementedError
+
+    def load_backbone(self, weights: str) -> None:
+        """Fills the backbone from a safetensors file; raises InputError or ArtifactError."""
+        raise NotImplementedError
+
+
+MODELS: Registry[Callable[..., Network]] = Registry("model", "edge_seg.models")
+
+
+def checked_input_px(input_px: int) -> int:
+    """Returns `input_px`; raises InputError unless it is a positive multiple of 32."""
+    if input_px < SIZE_STEP_PX or input_px % SIZE_STEP_PX:
+        raise InputError(
+            "The input size does not fit the network.",
+            expected=f"a positive multiple of {SIZE_STEP_PX}",
+            got=str(input_px),
+            todo=f"use {max(1, round(input_px / SIZE_STEP_PX)) * SIZE_STEP_PX}",
+        )
+    return input_px
+
+
+def conv_macs(module: nn.Module, input_px: int) -> dict[str, int]:
+    """Counts the multiply-accumulates of each convolution of a body.
+
+    Args:
+        module: A body that takes [1, 3, input_px, input_px].
+        input_px: Side of the input.
+
+    Returns:
+        Module path to count. BatchNorm, activations and resizes are not counted.
+    """
+    clone = copy.deepcopy(module).to("meta").eval()
+    counts: dict[str, int] = {}
+
+    def hook(path: str) -> Callable[[nn.Module, Any, Tensor], None]:
+        def count(conv: nn.Module, _inputs: Any, output: Tensor) -> None:
+            counts[path] = counts.get(path, 0) + int(output.numel()) * _taps(conv)
+
+        return count
+
+    for path, child in clone.named_modules():
+        if isinstance(child, nn.Conv2d):
+            child.register_forward_hook(hook(path))
+    with torch.no_grad():
+        clone(torch.zeros(1, 3, input_px, input_px, device="meta"))
+    return counts
+
+
+def _taps(conv: nn.Module) -> int:
+    weight = conv.get_parameter("weight")
+    return int(weight[0].numel())
+
+
+def plain_convolutions(module: nn.Module) -> nn.Module:
+    """Replaces every `SameConv2d` by its 4x4 form, in place, and returns the module (export only)."""
+    for name, child in list(module.named_children()):
+        if isinstance(child, SameConv2d):
+            setattr(module, name, child.as_plain())
+        else:
+            plain_convolutions(child)
+    return module

@@ -1,0 +1,303 @@
+"""MaskConver-Mobile (arXiv 2312.06052): panoptic segmentation as centre points with one mask kernel each.
+
+A single-scale network: MobileNet, ASPP at stride 16, three light heads at stride 8 (centre heat map, centre embedding,
+mask features). Each kept centre's embedding is combined with its class embedding and sent through an MLP; the result
+is the kernel of one binary mask. Beyond the paper, off with `relative_position = false`: the kernel also weighs
+cosines and sines of the distance to the centre, without which repeated objects cannot be told apart.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from edge_seg.backbones.base import BACKBONES, load_weights
+from edge_seg.config import from_mapping
+from edge_seg.contract import ClassInfo
+from edge_seg.layers.aspp import Aspp
+from edge_seg.layers.conv import ConvBnAct, SeparableConv
+from edge_seg.layers.ops import Add, Normalize, Upsample
+from edge_seg.models.base import (
+    MEAN_RGB,
+    MODELS,
+    STD_RGB,
+    ExportGraph,
+    Network,
+    OutputSpec,
+    checked_input_px,
+    conv_macs,
+    plain_convolutions,
+)
+from edge_seg.models.maskconver_criterion import MaskConverCriterion, MaskConverLossConfig
+
+STRIDE_PX = 8
+PUBLISHED_TOP_K = 50
+HEAT_PRIOR_BIAS = -2.19  # sigmoid gives about 0.1, as published
+WAVELENGTHS_CELLS = (4.0, 8.0, 16.0, 32.0, 64.0)
+
+
+@dataclass(frozen=True)
+class MaskConverOptions:
+    """What varies between MaskConver networks.
+
+    Attributes:
+        class_embedding: "multiply" (published mobile code) or "add" (the paper's text).
+        relative_position: Whether the mask kernel sees the distance to its centre (ours; not published).
+        head_kernel: Side of the heads' depthwise kernels.
+        width: Channels of ASPP, heads and embeddings.
+    """
+
+    class_embedding: Literal["multiply", "add"] = "multiply"
+    relative_position: bool = True
+    head_kernel: int = 7
+    width: int = 256
+
+
+@dataclass(frozen=True)
+class MaskConverDecoderConfig:
+    """Decoder settings of a recipe; they become the contract's parameters.
+
+    Attributes:
+        top_k: Centres kept.
+        score_threshold: Lowest centre score.
+        score_exponent: The arg-max compares score ** exponent * mask probability (published: 1).
+        overlap_threshold: Share of its own mask a segment must keep.
+        min_area_share: Smallest segment as a share of the picture (published: 256 of 640 x 640 pixels).
+        mask_threshold: Lowest winning probability of a pixel; below it the pixel is void (published: 0).
+        one_peak_per_stuff_class: Whether a stuff class keeps only its best cell.
+        reassign_rejected: Whether pixels of a rejected segment go to the next mask instead of void.
+    """
+
+    top_k: int = PUBLISHED_TOP_K
+    score_threshold: float = 0.05
+    score_exponent: float = 0.3
+    overlap_threshold: float = 0.5
+    min_area_share: float = 0.0002
+    mask_threshold: float = 0.5
+    one_peak_per_stuff_class: bool = True
+    reassign_rejected: bool = False
+
+
+class LightHead(nn.Module):
+    """Skip 1x1, sum with the enlarged ASPP map, two separable convolutions, 1x1 prediction.
+
+    Args:
+        skip_channels: Channels of the stride-8 map.
+        width: Channels inside the head.
+        out_channels: Channels of the prediction.
+        kernel: Side of the depthwise kernels.
+    """
+
+    def __init__(self, skip_channels: int, width: int, out_channels: int, kernel: int) -> None:
+        super().__init__()
+        self.skip = ConvBnAct(skip_channels, width, 1)
+        self.add = Add()
+        self.convs = nn.Sequential(*[SeparableConv(width, width, kernel) for _ in range(2)])
+        self.predict: nn.Module = nn.Conv2d(width, out_channels, 1)
+
+    def forward(self, skip: Tensor, context: Tensor) -> Tensor:
+        """Maps stride-8 maps [N, skip, h, w] and [N, width, h, w] to [N, out, h, w]."""
+        prediction: Tensor = self.predict(self.convs(self.add(self.skip(skip), context)))
+        return prediction
+
+
+class MaskConverBody(nn.Module):
+    """The exported part: image in 0..255 to heat map, embedding and mask features at stride 8.
+
+    Args:
+        backbone: Registered name.
+        num_classes: Channels of the heat map.
+        options: Head settings.
+    """
+
+    def __init__(self, backbone: str, num_classes: int, options: MaskConverOptions) -> None:
+        super().__init__()
+        self.normalize = Normalize(MEAN_RGB, STD_RGB)
+        self.backbone = BACKBONES[backbone]()
+        skip, width = self.backbone.skip_channels, options.width
+        self.aspp = Aspp(self.backbone.top_channels, width)
+        self.enlarge = Upsample(2)
+        self.heat_head = LightHead(skip, width, num_classes, options.head_kernel)
+        self.embedding_head = LightHead(skip, width, width, options.head_kernel)
+        self.mask_head = LightHead(skip, width, width, options.head_kernel)
+
+    def forward(self, image: Tensor) -> dict[str, Tensor]:
+        """Maps [N, 3, H, W] in 0..255 to `heatmap` (logits), `embedding`, `mask_features`, each at H/8, W/8."""
+        return self.features(self.normalize(image))
+
+    def features(self, x: Tensor) -> dict[str, Tensor]:
+        """Like `forward`, for an image that is already normalised."""
+        skip, top = self.backbone(x)
+        context = self.enlarge(self.aspp(top))
+        return {
+            "heatmap": self.heat_head(skip, context),
+            "embedding": self.embedding_head(skip, context),
+            "mask_features": self.mask_head(skip, context),
+        }
+
+
+class MaskEmbedding(nn.Module):
+    """Centre embedding and class to the kernel of one mask; runs at the kept centres only, outside the graph.
+
+    Args:
+        num_classes: Rows of the class embedding.
+        options: Combination and position terms.
+    """
+
+    def __init__(self, num_classes: int, options: MaskConverOptions) -> None:
+        super().__init__()
+        self.multiply = options.class_embedding == "multiply"
+        self.wavelengths_cells = WAVELENGTHS_CELLS if options.relative_position else ()
+        width = options.width
+        self.class_embedding = nn.Embedding(num_classes, width)
+        nn.init.uniform_(self.class_embedding.weight, -0.05, 0.05)
+        self.fc1 = nn.Linear(width, width)
+        self.norm = nn.LayerNorm(width, eps=1e-6)
+        self.act = nn.ReLU()
+        self.fc2 = nn.Linear(width, width + 4 * len(self.wavelengths_cells))
+
+    def forward(self, embedding: Tensor, class_index: Tensor) -> Tensor:
+        """Maps [..., width] and [...] int64 to kernels [..., width + 4 * wavelengths]."""
+        c = self.class_embedding(class_index)
+        z = embedding * c if self.multiply else embedding + c
+        kernel: Tensor = self.fc2(self.act(self.norm(self.fc1(z))))
+        return kernel
+
+
+class MaskConver(Network):
+    """Body and mask embedding of one variant.
+
+    Args:
+        name: Registered name.
+        backbone: Registered backbone.
+        input_px: Side of the square input, a multiple of 32.
+        num_classes: Number of classes, things and stuff.
+        options: What varies.
+    """
+
+    family = "maskconver"
+    task = "panoptic"
+    decoder_name = "maskconver"
+
+    def __init__(
+        self, name: str, backbone: str, input_px: int, num_classes: int, options: MaskConverOptions
+    ) -> None:
+        super().__init__()
+        self.name, self.input_px, self.num_classes = name, checked_input_px(input_px), num_classes
+        self.options = options
+        self.body: MaskConverBody = MaskConverBody(backbone, num_classes, options)
+        self.mask_embedding = MaskEmbedding(num_classes, options)
+        self._initialise()
+
+    def _initialise(self) -> None:
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+                if module.groups > 1:  # a depthwise kernel has one input channel: scale by its taps
+                    taps = float(module.weight[0].numel())
+                    nn.init.normal_(module.weight, std=(2.0 / taps) ** 0.5)
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
+        for head in (self.body.embedding_head, self.body.mask_head):
+            nn.init.kaiming_normal_(_predict(head).weight, mode="fan_in", nonlinearity="linear")
+        heat = _predict(self.body.heat_head)
+        nn.init.trunc_normal_(heat.weight, std=0.01)
+        nn.init.constant_(_bias(heat), HEAT_PRIOR_BIAS)
+
+    def load_backbone(self, weights: str) -> None:
+        """Fills the backbone from a safetensors file with timm's names, strictly."""
+        load_weights(self.body.backbone, Path(weights))
+
+    def criterion(self, settings: Mapping[str, Any], classes: Sequence[ClassInfo]) -> MaskConverCriterion:
+        """Returns the criterion; unknown settings raise ConfigError."""
+        config = from_mapping(MaskConverLossConfig, settings, where="criterion")
+        return MaskConverCriterion(config, tuple(c.isthing for c in classes))
+
+    def decoder_params(self, settings: Mapping[str, Any]) -> dict[str, Any]:
+        """Returns the decoder's parameters: the recipe's settings plus what the network fixes."""
+        config = from_mapping(MaskConverDecoderConfig, settings, where="decoder")
+        return {
+            **asdict(config),
+            "class_embedding": self.options.class_embedding,
+            "wavelengths_cells": list(self.mask_embedding.wavelengths_cells),
+            "stride_px": STRIDE_PX,
+        }
+
+    def export_graph(self, **options: bool) -> ExportGraph:
+        """Returns the body to export and the decoder's constants.
+
+        Args:
+            **options: `lazy_embedding` (the embedding head's last 1x1 runs only at kept cells) and `fold_mask` (the
+                mask head's last 1x1 is folded into the kernels); both exact, both on by default.
+        """
+        lazy, fold = options.pop("lazy_embedding", True), options.pop("fold_mask", True)
+        if options:
+            raise TypeError(f"unknown export options {sorted(options)}")
+        body = copy.deepcopy(self.body).eval()
+        constants = {k: _array(v) for k, v in self.mask_embedding.state_dict().items()}
+        for enabled, head, prefix in (
+            (lazy, body.embedding_head, "embedding_predict"),
+            (fold, body.mask_head, "mask_predict"),
+        ):
+            if enabled:
+                last = _predict(head)
+                constants[f"{prefix}.weight"] = _array(last.weight[:, :, 0, 0])
+                constants[f"{prefix}.bias"] = _array(_bias(last))
+                head.predict = nn.Identity()
+        outputs = (
+            OutputSpec("heatmap", "heatmap", STRIDE_PX),
+            OutputSpec("embedding", "embedding", STRIDE_PX, "relu" if lazy else "none"),
+            OutputSpec("mask_features", "mask_features", STRIDE_PX, "relu" if fold else "none"),
+        )
+        return ExportGraph(plain_convolutions(body), outputs, constants)
+
+    def macs(self) -> dict[str, int]:
+        """Returns `macs` as published (K = 50), `macs_graph` of the folded export, `macs_decoder` outside it."""
+        width, cells = self.options.width, (self.input_px // STRIDE_PX) ** 2
+        mlp = 2 * width * width + 4 * width * len(self.mask_embedding.wavelengths_cells)
+        kernel = width + 4 * len(self.mask_embedding.wavelengths_cells)
+        outside = PUBLISHED_TOP_K * (mlp + cells * kernel)
+        return {
+            "macs": sum(conv_macs(self.body, self.input_px).values()) + outside,
+            "macs_graph": sum(conv_macs(self.export_graph().body, self.input_px).values()),
+            "macs_decoder": outside + PUBLISHED_TOP_K * 2 * width * width,
+        }
+
+
+def _predict(head: LightHead) -> nn.Conv2d:
+    if not isinstance(head.predict, nn.Conv2d):
+        raise TypeError("the head was folded already")
+    return head.predict
+
+
+def _bias(conv: nn.Conv2d) -> Tensor:
+    if conv.bias is None:
+        raise TypeError("the prediction has no bias")
+    return conv.bias
+
+
+def _array(tensor: Tensor) -> NDArray[np.float32]:
+    return tensor.detach().to(torch.float32).cpu().numpy().copy()
+
+
+def _variant(name: str, backbone: str, default_px: int) -> None:
+    def make(num_classes: int = 133, input_px: int = 0, **options: Any) -> MaskConver:
+        chosen = from_mapping(MaskConverOptions, options, where="model.options")
+        return MaskConver(name, backbone, input_px or default_px, num_classes, chosen)
+
+    make.__doc__ = f"MaskConver with {backbone}, {default_px} px."
+    MODELS.register(name)(make)
+
+
+_variant("maskconver_mh_256", "mobilenet_mh", 256)
+_variant("maskconver_mh_640", "mobilenet_mh", 640)
+_variant("maskconver_mnv2_256", "mobilenet_v2", 256)
+_variant("maskconver_mnv2_512", "mobilenet_v2", 512)

@@ -1,0 +1,1 @@
+"""Quantisation-aware retraining (not here yet)."""

@@ -1,0 +1,1 @@
+"""Training: loop, optimiser and schedule, averages of weights, checkpoints and exact resume."""

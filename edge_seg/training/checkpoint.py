@@ -1,0 +1,164 @@
+"""Checkpoints: safetensors with the experiment in their header, and resumable states; nothing is unpickled."""
+
+from __future__ import annotations
+
+import json
+import pickle
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from edge_seg.artifact import atomic_path, write_manifest
+from edge_seg.config import from_mapping
+from edge_seg.contract import ClassInfo
+from edge_seg.errors import ArtifactError, InputError
+from edge_seg.models.base import MODELS, Network
+from edge_seg.training.settings import TrainSettings
+
+FORMAT = "edge_seg.checkpoint.1"
+MAX_CHECKPOINT_BYTES = 2 << 30
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A trained network, ready to run.
+
+    Attributes:
+        network: In evaluation mode, on the CPU.
+        classes: The classes it was trained on.
+        settings: The experiment.
+        step: Optimiser steps behind it.
+        path: The file.
+    """
+
+    network: Network
+    classes: tuple[ClassInfo, ...]
+    settings: TrainSettings
+    step: int
+    path: Path
+
+
+def build_network(settings: TrainSettings, classes: Sequence[ClassInfo]) -> Network:
+    """Makes the network of an experiment, with random weights."""
+    model = settings.model
+    return MODELS[model.name](num_classes=len(classes), input_px=model.input_px, **model.options)
+
+
+def save_checkpoint(
+    path: Path,
+    state: Mapping[str, Tensor],
+    *,
+    settings: TrainSettings,
+    classes: Sequence[ClassInfo],
+    step: int,
+) -> None:
+    """Writes weights, experiment and classes as one safetensors file with a manifest, atomically."""
+    header = {
+        "format": FORMAT,
+        "settings": json.dumps(asdict(settings)),
+        "classes": json.dumps([asdict(c) for c in classes]),
+        "step": str(step),
+    }
+    tensors = {k: v.detach().cpu().contiguous().clone() for k, v in state.items()}
+    with atomic_path(path) as temporary:
+        save_file(tensors, temporary, metadata=header)
+    write_manifest(path, kind="checkpoint", step="train", config=asdict(settings), seed=settings.seed)
+
+
+def load_checkpoint(path: Path) -> Checkpoint:
+    """Reads a checkpoint.
+
+    Raises:
+        InputError: There is no such file.
+        ArtifactError: It is a pickle, is truncated, lacks the header, or its weights do not fit the network.
+    """
+    header, tensors = _read_safetensors(path)
+    if header.get("format") != FORMAT:
+        raise ArtifactError(
+            f"{path} is not a checkpoint of edge_seg.",
+            expected=f"format {FORMAT}",
+            got=str(header.get("format")),
+        )
+    try:
+        settings = from_mapping(TrainSettings, json.loads(header["settings"]))
+        classes = tuple(
+            ClassInfo(c["id"], c["name"], c["isthing"], tuple(c["color_rgb"]))
+            for c in json.loads(header["classes"])
+        )
+        step = int(header["step"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise ArtifactError(f"{path} has a broken header.", got=f"{type(error).__name__}: {error}") from error
+    network = build_network(settings, classes)
+    load_strictly(network, tensors, path)
+    return Checkpoint(network.eval(), classes, settings, step, path)
+
+
+def load_strictly(network: Network, tensors: Mapping[str, Tensor], path: Path) -> None:
+    """Loads weights by name; raises ArtifactError that names what is missing, surplus or of another shape."""
+    own = network.state_dict()
+    missing, surplus = sorted(set(own) - set(tensors)), sorted(set(tensors) - set(own))
+    wrong = [k for k in own if k in tensors and own[k].shape != tensors[k].shape]
+    if missing or surplus or wrong:
+        raise ArtifactError(
+            f"{path} does not fit {network.name}.",
+            expected=f"{len(own)} tensors of its own names and shapes",
+            got=f"missing {missing[:3]}, surplus {surplus[:3]}, other shape {wrong[:3]}",
+            todo="use the network and the number of classes the checkpoint was trained with",
+        )
+    network.load_state_dict(dict(tensors), strict=True)
+
+
+def _read_safetensors(path: Path) -> tuple[dict[str, str], dict[str, Tensor]]:
+    if not path.is_file():
+        raise InputError(
+            f"There is no checkpoint {path}.", expected="a .safetensors file", todo="check the path"
+        )
+    if path.stat().st_size > MAX_CHECKPOINT_BYTES:
+        raise ArtifactError(f"{path} is too large.", expected=f"at most {MAX_CHECKPOINT_BYTES} bytes")
+    try:
+        with safe_open(path, framework="pt") as file:
+            return dict(file.metadata() or {}), {k: file.get_tensor(k) for k in file.keys()}  # noqa: SIM118
+    except (SafetensorError, OSError) as error:
+        raise ArtifactError(
+            f"{path} is not a safetensors file.",
+            expected="model.safetensors as written by edge-seg train",
+            got="a pickle, which may contain code and is never loaded" if _is_pickle(path) else str(error),
+            todo="use the model.safetensors of the run's folder",
+        ) from error
+
+
+def _is_pickle(path: Path) -> bool:
+    with path.open("rb") as file:
+        start = file.read(4)
+    return start[:2] in (b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05") or start == b"PK\x03\x04"
+
+
+def save_state(path: Path, state: Mapping[str, Any]) -> None:
+    """Writes a resumable state (tensors, numbers, texts) atomically."""
+    with atomic_path(path) as temporary:
+        torch.save(dict(state), temporary)
+
+
+def load_state(path: Path) -> dict[str, Any]:
+    """Reads a resumable state with `weights_only=True`; raises ArtifactError for anything else."""
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError as error:
+        raise InputError(
+            f"There is nothing to resume at {path}.", todo="start without --resume, or check --out"
+        ) from error
+    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError) as error:
+        raise ArtifactError(
+            f"{path} is not a resumable state.",
+            got=str(error).splitlines()[0],
+            todo="delete it and start again",
+        ) from error
+    if not isinstance(state, dict) or "step" not in state:
+        raise ArtifactError(f"{path} is not a resumable state.", expected="a state written by edge-seg train")
+    return state
