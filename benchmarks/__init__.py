@@ -1,0 +1,1 @@
+"""Latency: runners, statistics, device profiles and the report."""

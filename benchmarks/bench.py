@@ -1,0 +1,252 @@
+"""Measures files on profiles and writes the records: what the command line's `benchmark` calls."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, TextIO
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edge_seg.artifact import read_json, sha256_of
+from edge_seg.benchmarks.harness import Plan, Series, measure
+from edge_seg.benchmarks.profile import Profile, load_profile
+from edge_seg.benchmarks.result import Record, samples_name, save_records
+from edge_seg.benchmarks.runner import RUNNERS, Executor, Runner
+from edge_seg.benchmarks.summary import Subject, summarise
+from edge_seg.errors import InputError
+
+_ACCURACY_METRICS = ("pq", "ap")
+
+
+@dataclass(frozen=True)
+class Clocks:
+    """Where time comes from; a test gives its own.
+
+    Attributes:
+        now_s: Seconds from any origin.
+        sleep_s: Waits that many seconds.
+        utc: Date and time.
+    """
+
+    now_s: Callable[[], float] = time.perf_counter
+    sleep_s: Callable[[float], None] = time.sleep
+    utc: Callable[[], datetime] = lambda: datetime.now(UTC)
+
+
+def benchmark(
+    files: Sequence[Path],
+    profiles: Sequence[str | Path],
+    *,
+    images: Sequence[NDArray[np.uint8]],
+    out: Path,
+    accuracy: Sequence[Path] = (),
+    max_time_s: float | None = None,
+    progress: TextIO | None = None,
+    clocks: Clocks | None = None,
+) -> list[Record]:
+    """Measures every file on every profile, delegate and session, and writes `out` after each finished file.
+
+    Args:
+        files: `.tflite` files with an embedded contract.
+        profiles: Names of profiles, or paths of `.toml` files.
+        images: Real pictures, each [H, W, 3] uint8 RGB; they matter, since decoding depends on what is found.
+        out: The results file (JSON); raw samples go to `samples/` beside it.
+        accuracy: Documents of `evaluate --json`, matched to files by hash.
+        max_time_s: Replaces the profiles' `max_time_s`, for a quick look; `valid` then says what it cost.
+        progress: Where the progress bar goes (stderr), or None for none.
+        clocks: Where time comes from.
+
+    Returns:
+        The records: by profile, delegate and session, then in the order of the files.
+
+    Raises:
+        InputError: No file, no profile, no image, a missing file, or a file given twice.
+        ConfigError: An unknown or wrong profile.
+        MissingHere: The device or runtime of a profile is not here.
+    """
+    loaded = [_with_max_time(load_profile(name), max_time_s) for name in profiles]
+    hashes = _hashes(files)
+    if not loaded or not images:
+        raise InputError("There is nothing to measure.", expected="at least one file, one profile and one image")
+    job = _Job(list(files), hashes, images, out, load_accuracy(accuracy), clocks or Clocks())
+    rounds = [(p, d, s) for p in loaded for d in p.delegates for s in range(1, p.sessions + 1)]
+    with _bar(progress, len(rounds) * len(files)) as show:
+        for turn, (profile, delegate, session) in enumerate(rounds):
+            if session > 1:
+                job.clocks.sleep_s(profile.cool_down_s)
+            job.run(turn, profile, delegate, session, show)
+    return job.records
+
+
+class _Job:
+    """The files of one call, and the records so far."""
+
+    def __init__(
+        self,
+        files: list[Path],
+        hashes: list[str],
+        images: Sequence[NDArray[np.uint8]],
+        out: Path,
+        accuracy: Mapping[str, Mapping[str, Any]],
+        clocks: Clocks,
+    ) -> None:
+        self.files, self.hashes, self.images, self.out = files, hashes, images, out
+        self.accuracy, self.clocks = accuracy, clocks
+        self._found: dict[tuple[int, int], Record] = {}
+
+    @property
+    def records(self) -> list[Record]:
+        """The records so far: by round, then in the order of the files, not in the order they finished."""
+        return [self._found[key] for key in sorted(self._found)]
+
+    def run(self, turn: int, profile: Profile, delegate: str, session: int, show: _Show) -> None:
+        """Measures all files in one session of one profile; `turn` numbers the sessions of the call."""
+        runner, plan = RUNNERS[profile.runner](), Plan.of(profile)
+        started_utc = self.clocks.utc().isoformat(timespec="seconds")
+        with runner.session(profile), _opened(runner, self.files, profile, delegate) as executors:
+            finish_watch = runner.watch()
+            subjects = [
+                Subject(
+                    path=path,
+                    sha256=sha256,
+                    profile=profile,
+                    delegate=delegate,
+                    kind=runner.kind,
+                    device=runner.device(),
+                    session=session,
+                    started_utc=started_utc,
+                    images_n=len(self.images),
+                    accuracy=self.accuracy.get(sha256),
+                )
+                for path, sha256 in zip(self.files, self.hashes, strict=True)
+            ]
+
+            def done(series: Series) -> None:
+                opened = executors[series.index].facts
+                name = _write_samples(self.out, subjects[series.index], series)
+                self._found[turn, series.index] = summarise(
+                    subjects[series.index],
+                    opened,
+                    series,
+                    plan,
+                    environment=finish_watch(),
+                    samples_file=name,
+                )
+                save_records(self.out, self.records)
+
+            def block(index: int, fraction: float, n: int) -> None:
+                show(self.files[index].name, profile.name, fraction, n)
+
+            measure(executors, self.images, plan, clock=self.clocks.now_s, on_done=done, on_block=block)
+
+
+def _write_samples(out: Path, subject: Subject, series: Series) -> str:
+    key = (
+        subject.path.stem,
+        subject.sha256[:8],
+        subject.profile.name,
+        subject.delegate,
+        f"s{subject.session}",
+    )
+    name = f"samples/{samples_name(key)}"
+    series.samples.save(out.parent / name)
+    return name
+
+
+@contextlib.contextmanager
+def _opened(runner: Runner, files: Sequence[Path], profile: Profile, delegate: str) -> Iterator[list[Executor]]:
+    """Opens all files and closes those that were opened, whatever happens."""
+    with contextlib.ExitStack() as stack:
+        executors = []
+        for path in files:
+            executor = runner.open(path, profile, delegate)
+            stack.callback(executor.close)
+            executors.append(executor)
+        yield executors
+
+
+def _hashes(files: Sequence[Path]) -> list[str]:
+    if not files:
+        raise InputError("There is nothing to measure.", expected="at least one .tflite file")
+    hashes = [sha256_of(path) for path in files]
+    twice = {h for h in hashes if hashes.count(h) > 1}
+    if twice:
+        same = [str(p) for p, h in zip(files, hashes, strict=True) if h in twice]
+        raise InputError("The same file was given twice.", got=", ".join(same), todo="name each file once")
+    return hashes
+
+
+def _with_max_time(profile: Profile, max_time_s: float | None) -> Profile:
+    if max_time_s is None:
+        return profile
+    if max_time_s <= 0:
+        raise InputError("The time limit must be positive.", expected="seconds > 0", got=str(max_time_s))
+    return replace(profile, max_time_s=max_time_s, min_time_s=min(profile.min_time_s, max_time_s))
+
+
+def load_accuracy(paths: Sequence[Path]) -> dict[str, dict[str, Any]]:
+    """Reads evaluation documents and returns `{file sha256: {metric, value, fp32_value, data_sha256}}`.
+
+    `fp32_value` is the value of the document named "fp32" among them, or None; an unknown data hash is None.
+
+    Args:
+        paths: JSON documents of `evaluate`; those without `file_sha256` are of no file and are left out.
+
+    Raises:
+        InputError: Missing or not JSON, or without a metric.
+    """
+    documents = [(path, read_json(path, "evaluation document")) for path in paths]
+    values = {path: _metric(path, document) for path, document in documents}
+    fp32 = next((values[path] for path, d in documents if "fp32" in (d.get("name"), d.get("scheme"))), None)
+    found = {}
+    for path, document in documents:
+        if document.get("file_sha256"):
+            metric, value = values[path]
+            found[str(document["file_sha256"])] = {
+                "metric": metric,
+                "value": value,
+                "fp32_value": fp32[1] if fp32 is not None and fp32[0] == metric else None,
+                "data_sha256": document.get("data_sha256"),
+            }
+    return found
+
+
+def _metric(path: Path, document: Any) -> tuple[str, float]:
+    for name in _ACCURACY_METRICS:
+        if isinstance(document, dict) and isinstance(document.get(name), int | float):
+            return name, float(document[name])
+    raise InputError(f"{path} is not an evaluation document.", expected=" or ".join(_ACCURACY_METRICS))
+
+
+_Show = Callable[[str, str, float, int], None]
+
+
+@contextlib.contextmanager
+def _bar(stream: TextIO | None, total: int) -> Iterator[_Show]:
+    """Yields a function that moves a progress bar; each file counts as one, in fractions."""
+    if stream is None:
+        yield lambda file, profile, fraction, n: None
+        return
+    from tqdm import tqdm
+
+    done: dict[tuple[str, str], float] = {}
+    finished = 0
+    layout = "{desc}: {percentage:3.0f}%|{bar}| {elapsed}<{remaining}{postfix}"
+    with tqdm(total=float(total), file=stream, desc="benchmark", bar_format=layout) as bar:
+
+        def show(file: str, profile: str, fraction: float, n: int) -> None:
+            nonlocal finished
+            done[file, profile] = fraction
+            if fraction >= 1.0:
+                finished += 1
+                del done[file, profile]
+            bar.set_postfix_str(f"{profile} {file}, {n} runs", refresh=False)
+            bar.update(max(0.0, finished + sum(done.values()) - bar.n))
+
+        yield show

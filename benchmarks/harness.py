@@ -1,0 +1,238 @@
+"""The measuring loop: warm up until flat, then run until the median is known well enough.
+
+A file stops when it has the least number of runs AND the least measured time AND a bootstrap interval of its
+median that is narrow enough; or when its measured time is used up, and then it says so. Several files share a
+session in the order A-B-B-A, in short blocks, so that a machine that slows down slows all of them. The loop
+knows nothing of devices: it takes executors and a clock, and tests give it both.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edge_seg.benchmarks import stats
+from edge_seg.benchmarks.profile import Profile
+from edge_seg.benchmarks.result import Samples
+from edge_seg.benchmarks.runner import Executor, StageTimes
+from edge_seg.errors import InputError
+
+StoppedBy = Literal["target", "max_time"]
+_STOP_CHECK_RESAMPLES = 1000
+
+
+@dataclass(frozen=True)
+class Plan:
+    """When to stop, and how to take turns.
+
+    Attributes:
+        min_runs: Least number of counted runs of a file.
+        min_time_s: Least measured time of a file (all stages), seconds.
+        max_time_s: Measured time after which a file stops.
+        target_ci_pct: Full width of the 95 % interval of the median to reach, percent of the median.
+        block_runs: Counted runs of a file before the next one has its turn.
+        window_runs: Warm-up compares the medians of the last two windows of this many runs.
+        flat_pct: Largest change between the two windows that counts as flat, percent.
+        max_warmup_runs: Runs after which warm-up ends, flat or not.
+        max_warmup_s: Measured time after which warm-up ends, flat or not.
+    """
+
+    min_runs: int
+    min_time_s: float
+    max_time_s: float
+    target_ci_pct: float
+    block_runs: int = 8
+    window_runs: int = 5
+    flat_pct: float = 2.0
+    max_warmup_runs: int = 60
+    max_warmup_s: float = 10.0
+
+    @classmethod
+    def of(cls, profile: Profile) -> Plan:
+        """Returns the plan of a profile."""
+        return cls(profile.min_runs, profile.min_time_s, profile.max_time_s, profile.target_ci_pct)
+
+
+@dataclass(frozen=True)
+class Series:
+    """What the loop found out about one file.
+
+    Attributes:
+        index: Position among the executors.
+        samples: Every counted run.
+        first_ms: `run_ms` of the very first run.
+        warmup_n: Uncounted runs: the warm-up, and one after each change from another file.
+        warm: Whether the warm-up became flat.
+        stopped_by: The rule that ended it.
+        interval: 95 % interval of the median of `run_ms`.
+    """
+
+    index: int
+    samples: Samples
+    first_ms: float
+    warmup_n: int
+    warm: bool
+    stopped_by: StoppedBy
+    interval: stats.Interval
+
+    @property
+    def target_met(self) -> bool:
+        """Whether the interval got as narrow as the plan asked."""
+        return self.stopped_by == "target"
+
+
+@dataclass
+class _Track:
+    """A file while it is measured."""
+
+    index: int
+    executor: Executor
+    warmup_run_ms: list[float] = field(default_factory=list)
+    warmup_s: float = 0.0
+    settle_n: int = 0
+    warm: bool = False
+    starts_s: list[float] = field(default_factory=list)
+    times: list[StageTimes] = field(default_factory=list)
+    images: list[int] = field(default_factory=list)
+    measured_s: float = 0.0
+    next_check_n: int = 0
+    interval: stats.Interval | None = None
+    stopped_by: StoppedBy | None = None
+
+    def fraction(self, plan: Plan) -> float:
+        """How far along it is at least, 0..1, for the progress bar."""
+        if self.stopped_by:
+            return 1.0
+        least = min(len(self.times) / plan.min_runs, self.measured_s / plan.min_time_s if plan.min_time_s else 1.0)
+        return min(0.95, max(0.9 * least, self.measured_s / plan.max_time_s if plan.max_time_s else 0.0))
+
+
+Progress = Callable[[int, float, int], None]
+
+
+def measure(
+    executors: Sequence[Executor],
+    images: Sequence[NDArray[np.uint8]],
+    plan: Plan,
+    *,
+    clock: Callable[[], float] = time.perf_counter,
+    on_done: Callable[[Series], None] = lambda series: None,
+    on_block: Progress = lambda index, fraction, n: None,
+) -> list[Series]:
+    """Measures several files in one session.
+
+    Args:
+        executors: One per file, open.
+        images: Real pictures, each [H, W, 3] uint8 RGB; run k of every file takes picture k modulo their
+            number.
+        plan: When to stop.
+        clock: Seconds from any origin; dates the samples.
+        on_done: Called as soon as a file is finished.
+        on_block: Called after each block with the file's position, how far it is (0..1) and its counted runs.
+
+    Returns:
+        One series per executor, in their order.
+
+    Raises:
+        InputError: No executor or no image.
+    """
+    if not executors or not images:
+        raise InputError("There is nothing to measure.", expected="at least one file and one image")
+    tracks = [_Track(i, executor) for i, executor in enumerate(executors)]
+    for track in tracks:
+        _warm_up(track, images, plan)
+    finished: dict[int, Series] = {}
+    last, turn = tracks[-1], 0
+    while len(finished) < len(tracks):
+        waiting = [track for track in tracks if track.stopped_by is None]
+        for track in waiting if turn % 2 == 0 else waiting[::-1]:
+            _run_block(track, images, plan, clock=clock, settle=track is not last)
+            last = track
+            _decide(track, plan)
+            on_block(track.index, track.fraction(plan), len(track.times))
+            if track.stopped_by is not None:
+                finished[track.index] = _series(track)
+                on_done(finished[track.index])
+        turn += 1
+    return [finished[i] for i in range(len(tracks))]
+
+
+def _warm_up(track: _Track, images: Sequence[NDArray[np.uint8]], plan: Plan) -> None:
+    """Runs until two windows in a row have the same median within `flat_pct`, or a bound is reached."""
+    while len(track.warmup_run_ms) < plan.max_warmup_runs and track.warmup_s < plan.max_warmup_s:
+        times = track.executor.step(images[len(track.warmup_run_ms) % len(images)])
+        track.warmup_run_ms.append(times.run_ms)
+        track.warmup_s += times.total_ms / 1e3
+        if _is_flat(track.warmup_run_ms, plan):
+            track.warm = True
+            return
+
+
+def _is_flat(run_ms: Sequence[float], plan: Plan) -> bool:
+    window = plan.window_runs
+    if len(run_ms) < 2 * window:
+        return False
+    before, now = stats.median(run_ms[-2 * window : -window]), stats.median(run_ms[-window:])
+    return abs(now - before) <= before * plan.flat_pct / 100.0
+
+
+def _run_block(
+    track: _Track,
+    images: Sequence[NDArray[np.uint8]],
+    plan: Plan,
+    *,
+    clock: Callable[[], float],
+    settle: bool,
+) -> None:
+    """Counts one block of runs; after another file one run first, uncounted, brings the caches back."""
+    if settle:
+        track.executor.step(images[len(track.times) % len(images)])
+        track.settle_n += 1
+    for _ in range(plan.block_runs):
+        image = len(track.times) % len(images)
+        track.starts_s.append(clock())
+        times = track.executor.step(images[image])
+        track.times.append(times)
+        track.images.append(image)
+        track.measured_s += times.total_ms / 1e3
+
+
+def _decide(track: _Track, plan: Plan) -> None:
+    """Sets `stopped_by` where a rule applies; looks at the interval ever less often as runs pile up."""
+    n = len(track.times)
+    out_of_time = track.measured_s >= plan.max_time_s
+    enough = n >= plan.min_runs and track.measured_s >= plan.min_time_s
+    if not out_of_time and not (enough and n >= track.next_check_n):
+        return
+    run_ms = [times.run_ms for times in track.times]
+    track.interval = stats.median_interval(run_ms, resamples=_STOP_CHECK_RESAMPLES)
+    track.next_check_n = n + max(plan.block_runs, n // 4)
+    if enough and track.interval.width_pct <= plan.target_ci_pct:
+        track.stopped_by = "target"
+    elif out_of_time:
+        track.stopped_by = "max_time"
+
+
+def _series(track: _Track) -> Series:
+    run_ms = np.array([times.run_ms for times in track.times])
+    samples = Samples(
+        t_s=np.asarray(np.array(track.starts_s) - track.starts_s[0], np.float32),
+        pre_ms=np.array([times.pre_ms for times in track.times], np.float32),
+        run_ms=run_ms.astype(np.float32),
+        post_ms=np.array([times.post_ms for times in track.times], np.float32),
+        image_index=np.array(track.images, np.int32),
+    )
+    return Series(
+        index=track.index,
+        samples=samples,
+        first_ms=track.warmup_run_ms[0],
+        warmup_n=len(track.warmup_run_ms) + track.settle_n,
+        warm=track.warm,
+        stopped_by=track.stopped_by or "max_time",
+        interval=stats.median_interval(run_ms),
+    )

@@ -1,0 +1,266 @@
+"""Plots of the report as plain Plotly documents: data and layout, no drawing here.
+
+Colours and fonts of axes come from the page, so that they follow its light or dark theme.
+"""
+
+from __future__ import annotations
+
+import html
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from edge_seg.benchmarks.result import Record, Samples
+
+Spec = dict[str, Any]
+
+_ORDER = ("truth", "torch", "fp32", "fp16", "w8_dynamic", "w8a8", "qat_w8a8", "w8a16", "mixed")
+# Okabe and Ito's colours, told apart by most colour-blind readers and legible on light and dark ground
+_COLORS = {
+    "torch": "#7f8c9b",
+    "fp32": "#0f82c4",
+    "fp16": "#35b5e5",
+    "w8_dynamic": "#e69f00",
+    "w8a8": "#d4572a",
+    "qat_w8a8": "#0a9c74",
+    "w8a16": "#c76b9f",
+    "mixed": "#8a6fd1",
+}
+_SPARE = ("#a0824f", "#5b7f3a", "#b0507c", "#4a6fa5")
+STAGE_COLORS = {"pre_ms": "#8fa3b5", "run_ms": "#0f82c4", "post_ms": "#e69f00"}
+_SYMBOLS = ("circle", "diamond", "square", "triangle-up", "cross")
+_MOST_POINTS = 800
+
+
+def variant_key(name: str) -> tuple[int, str]:
+    """Returns a sort key: PyTorch first, then the schemes from wide to narrow, then the rest by name."""
+    for rank, known in enumerate(_ORDER):
+        if name == known:
+            return 2 * rank, name
+        if name.startswith(f"{known}_") and name not in _ORDER:
+            return 2 * rank + 1, name
+    return 2 * len(_ORDER), name
+
+
+def color_of(name: str) -> str:
+    """Returns the colour of a variant, the same in every plot."""
+    return _COLORS.get(name) or _SPARE[sum(name.encode()) % len(_SPARE)]
+
+
+def accuracy_plot(evaluations: Sequence[Mapping[str, Any]]) -> Spec:
+    """Plots PQ with its interval, one line per variant, best read from top to bottom.
+
+    Args:
+        evaluations: Documents with `name`, `pq` (percent) and perhaps `pq_ci95`.
+    """
+    data = []
+    for item in evaluations:
+        name, value = str(item["name"]), item["pq"]
+        data.append(
+            {
+                "type": "scatter",
+                "mode": "markers",
+                "x": [value],
+                "y": [_label(name)],
+                "error_x": _error(value, item.get("pq_ci95")),
+                "marker": {"color": color_of(name), "size": 12},
+                "hovertemplate": "%{y}: PQ %{x:.2f}<extra></extra>",
+                "showlegend": False,
+            }
+        )
+    layout = {"xaxis": {"title": {"text": "PQ, %"}}, "yaxis": {"autorange": "reversed", "type": "category"}}
+    return {"data": data, "layout": layout, "height": 80 + 40 * len(data)}
+
+
+def pareto_plot(points: Sequence[tuple[Record, Mapping[str, Any]]]) -> Spec:
+    """Plots PQ against the median latency, both with their intervals; open marks are not measurements.
+
+    Args:
+        points: Records with the evaluation of the same file.
+    """
+    profiles = sorted({record.profile for record, _ in points})
+    data: list[dict[str, Any]] = []
+    for record, item in sorted(points, key=lambda point: point[0].median_ms):
+        name, symbol = str(item["name"]), _SYMBOLS[profiles.index(record.profile) % len(_SYMBOLS)]
+        solid = record.kind == "measured" and record.valid
+        data.append(
+            {
+                "type": "scatter",
+                "mode": "markers+text",
+                "x": [record.median_ms],
+                "y": [item["pq"]],
+                "error_x": _error(record.median_ms, record.ci95_median_ms),
+                "error_y": _error(item["pq"], item.get("pq_ci95")),
+                "text": [_label(name)],
+                "textposition": "bottom right" if len(data) % 2 else "top right",
+                "cliponaxis": False,
+                "marker": {
+                    "color": color_of(name),
+                    "size": 13,
+                    "symbol": symbol if solid else f"{symbol}-open",
+                },
+                "name": _label(f"{name}, {record.profile}"),
+                "hovertemplate": f"{_label(name)}<br>%{{x:.3f}} ms, PQ %{{y:.2f}}<extra>"
+                f"{_label(record.profile)}</extra>",
+                "showlegend": False,
+            }
+        )
+    data += [
+        _legend_mark(profile, _SYMBOLS[i % len(_SYMBOLS)]) for i, profile in enumerate(profiles) if len(profiles) > 1
+    ]
+    layout = {
+        "xaxis": {"title": {"text": "median latency of one run, ms"}, "rangemode": "tozero"},
+        "yaxis": {"title": {"text": "PQ, %"}},
+    }
+    return {"data": data, "layout": layout, "height": 420}
+
+
+def stages_plot(records: Sequence[Record], names: Sequence[str]) -> Spec:
+    """Plots the medians of preparing, running and decoding as stacked bars.
+
+    Args:
+        records: Records.
+        names: A label for each.
+    """
+    labels = {"pre_ms": "prepare the picture", "run_ms": "run the network", "post_ms": "decode"}
+    data = [
+        {
+            "type": "bar",
+            "orientation": "h",
+            "name": label,
+            "y": [_label(name) for name in names],
+            "x": [record.stages.get(stage) for record in records],
+            "marker": {"color": STAGE_COLORS[stage]},
+            "hovertemplate": f"{label}: %{{x:.3f}} ms<extra></extra>",
+        }
+        for stage, label in labels.items()
+    ]
+    layout = {
+        "barmode": "stack",
+        "bargap": 0.35,
+        "xaxis": {"title": {"text": "medians, ms"}},
+        "yaxis": {"autorange": "reversed", "type": "category"},
+    }
+    return {"data": data, "layout": layout, "height": 110 + 34 * len(records)}
+
+
+def samples_plot(runs: Sequence[tuple[str, str, Samples]]) -> Spec:
+    """Plots every run over time, so that drift, steps and outliers show.
+
+    Args:
+        runs: Label, variant and samples of each record; long ones are thinned evenly, their slowest runs stay.
+    """
+    data = []
+    for label, variant, samples in runs:
+        keep = _thinned(samples.run_ms)
+        data.append(
+            {
+                "type": "scatter",
+                "mode": "markers",
+                "name": _label(label),
+                "x": np.round(samples.t_s[keep].astype(float), 4).tolist(),
+                "y": np.round(samples.run_ms[keep].astype(float), 4).tolist(),
+                "marker": {"color": color_of(variant), "size": 4, "opacity": 0.6},
+                "hovertemplate": "%{x:.2f} s: %{y:.3f} ms<extra></extra>",
+            }
+        )
+    layout = {
+        "xaxis": {"title": {"text": "time since the first counted run, s"}},
+        "yaxis": {"title": {"text": "one run, ms"}, "rangemode": "tozero"},
+    }
+    return {"data": data, "layout": layout, "height": 360}
+
+
+def losses_plot(lines: Sequence[Mapping[str, Any]]) -> Spec:
+    """Plots the loss and its parts over the pictures seen, logarithmic."""
+    names = {"loss": "total", "loss_center": "center", "loss_bce": "mask BCE", "loss_dice": "mask dice"}
+    colors = ("#7f8c9b", "#0f82c4", "#e69f00", "#0a9c74")
+    data = [
+        _line(lines, key, name=label, color=color, width=2.5 if key == "loss" else 1.5)
+        for (key, label), color in zip(names.items(), colors, strict=True)
+        if any(key in line for line in lines)
+    ]
+    layout = {
+        "xaxis": {"title": {"text": "pictures seen"}},
+        "yaxis": {"type": "log", "dtick": "D2", "title": {"text": "loss"}},
+    }
+    return {"data": data, "layout": layout, "height": 340}
+
+
+def progress_plot(lines: Sequence[Mapping[str, Any]]) -> Spec:
+    """Plots PQ on validation pictures over the pictures seen."""
+    names = {
+        "pq": ("PQ", "#0f82c4"),
+        "pq_th": ("PQ things", "#d4572a"),
+        "pq_st": ("PQ stuff", "#0a9c74"),
+        "pq_teacher_forced": ("PQ, true centers", "#7f8c9b"),
+    }
+    data = [
+        {**_line(lines, key, name=label, color=color, width=2), "mode": "lines+markers"}
+        for key, (label, color) in names.items()
+        if any(key in line for line in lines)
+    ]
+    layout = {
+        "xaxis": {"title": {"text": "pictures seen"}},
+        "yaxis": {"title": {"text": "PQ, %"}, "rangemode": "tozero"},
+    }
+    return {"data": data, "layout": layout, "height": 340}
+
+
+def _line(lines: Sequence[Mapping[str, Any]], key: str, *, name: str, color: str, width: float) -> dict[str, Any]:
+    there = [line for line in lines if isinstance(line.get(key), int | float)]
+    keep = _evenly(len(there))
+    return {
+        "type": "scatter",
+        "mode": "lines",
+        "name": name,
+        "x": [there[i].get("images", there[i].get("step")) for i in keep],
+        "y": [there[i][key] for i in keep],
+        "line": {"color": color, "width": width},
+        "hovertemplate": f"{name} %{{y:.4g}} at %{{x}} pictures<extra></extra>",
+    }
+
+
+def _legend_mark(profile: str, symbol: str) -> dict[str, Any]:
+    marker = {"symbol": symbol, "color": "#7f8c9b", "size": 11}
+    return {
+        "type": "scatter",
+        "mode": "markers",
+        "x": [None],
+        "y": [None],
+        "name": _label(profile),
+        "marker": marker,
+    }
+
+
+def _error(value: float, ends: object) -> dict[str, Any]:
+    """Returns asymmetric error bars, or none where the interval is not known."""
+    if not isinstance(ends, list | tuple) or len(ends) != 2:
+        return {"visible": False}
+    plus, minus = max(0.0, float(ends[1]) - value), max(0.0, value - float(ends[0]))
+    return {
+        "type": "data",
+        "symmetric": False,
+        "array": [plus],
+        "arrayminus": [minus],
+        "thickness": 1.5,
+        "width": 4,
+    }
+
+
+def _label(text: str) -> str:
+    """Escapes text for Plotly, which reads some HTML tags in labels."""
+    return html.escape(text, quote=False)
+
+
+def _evenly(count: int) -> list[int]:
+    if count <= _MOST_POINTS:
+        return list(range(count))
+    return sorted({int(i) for i in np.linspace(0, count - 1, _MOST_POINTS).round()})
+
+
+def _thinned(run_ms: np.ndarray[Any, np.dtype[np.float32]]) -> list[int]:
+    """Returns evenly spaced indices and those of the twenty slowest runs."""
+    slowest = np.argsort(run_ms)[-20:].tolist()
+    return sorted({*_evenly(int(run_ms.size)), *(int(i) for i in slowest)})

@@ -1,0 +1,1 @@
+"""Runners: one file is one way to run a file on a device."""

@@ -1,0 +1,148 @@
+"""The measuring loop with made-up executors and a made-up clock: no sleeping, the same result every time."""
+
+import numpy as np
+import pytest
+
+from edge_seg.benchmarks.harness import Plan, measure
+from edge_seg.benchmarks.runner import Opened, StageTimes
+from edge_seg.errors import InputError
+
+IMAGES = [np.full((4, 6, 3), value, np.uint8) for value in range(3)]
+PLAN = Plan(min_runs=16, min_time_s=0.1, max_time_s=4.0, target_ci_pct=2.0)
+
+
+class FakeClock:
+    def __init__(self):
+        self.now_s = 0.0
+
+    def __call__(self):
+        return self.now_s
+
+
+class FakeExecutor:
+    """Takes the times that a function of the run's number gives, and writes down who ran when."""
+
+    def __init__(self, run_ms, *, clock, name="a", log=None):
+        self.facts = Opened("net", "fp32", 5.0, {"name": "fake", "version": "1"})
+        self.run_ms, self.clock, self.name = run_ms, clock, name
+        self.log = [] if log is None else log
+        self.seen = []
+
+    def step(self, image_hwc_u8):
+        times = StageTimes(1.0, float(self.run_ms(len(self.seen))), 2.0)
+        self.seen.append(int(image_hwc_u8[0, 0, 0]))
+        self.log.append(self.name)
+        self.clock.now_s += times.total_ms / 1e3
+        return times
+
+    def close(self):
+        self.log.append(f"close {self.name}")
+
+
+def _measure(run_ms, plan=PLAN):
+    clock = FakeClock()
+    (series,) = measure([FakeExecutor(run_ms, clock=clock)], IMAGES, plan, clock=clock)
+    return series
+
+
+def test_a_steady_file_warms_up_in_two_windows_and_stops_at_the_target():
+    series = _measure(lambda i: 10.0)
+    assert series.warm
+    assert series.warmup_n == 2 * PLAN.window_runs
+    assert series.stopped_by == "target"
+    assert series.target_met
+    assert series.samples.run_ms.size == PLAN.min_runs
+    assert series.interval.width_pct == 0.0
+
+
+def test_the_first_run_is_apart_and_warm_up_lasts_until_the_median_is_flat():
+    series = _measure(lambda i: 500.0 if i == 0 else max(10.0, 40.0 - 2.0 * i))
+    assert series.first_ms == 500.0
+    assert series.warm
+    assert series.warmup_n >= 20
+    assert series.samples.run_ms.max() == 10.0
+
+
+def test_a_file_that_never_settles_is_measured_but_said_to_be_cold():
+    series = _measure(lambda i: 10.0 * 1.1**i if i < 60 else 10.0)
+    assert not series.warm
+    assert series.warmup_n <= PLAN.max_warmup_runs
+
+
+def test_least_runs_and_least_time_both_hold():
+    by_runs = _measure(lambda i: 100.0)
+    by_time = _measure(lambda i: 0.5, Plan(4, 1.0, 4.0, 2.0))
+    assert by_runs.samples.run_ms.size == 16
+    total_s = 3.5e-3 * by_time.samples.run_ms.size
+    assert 1.0 <= total_s < 1.5
+
+
+def test_a_noisy_file_takes_more_runs_than_a_quiet_one_until_its_interval_is_narrow():
+    noise = np.random.default_rng(0).normal(0, 1, 10_000)
+    quiet = _measure(lambda i: 10.0 + 0.01 * noise[i])
+    noisy = _measure(lambda i: 10.0 + 0.5 * noise[i])
+    assert noisy.samples.run_ms.size > quiet.samples.run_ms.size
+    assert noisy.target_met
+    assert noisy.interval.width_pct <= PLAN.target_ci_pct
+
+
+def test_the_time_limit_ends_a_hopeless_file_and_says_so():
+    noise = np.random.default_rng(0).uniform(1, 100, 10_000)
+    series = _measure(lambda i: noise[i])
+    assert series.stopped_by == "max_time"
+    assert not series.target_met
+    stages = series.samples
+    measured_s = float((stages.pre_ms + stages.run_ms + stages.post_ms).sum()) / 1e3
+    assert PLAN.max_time_s <= measured_s < PLAN.max_time_s + 1.0
+
+
+def test_two_files_take_turns_in_the_order_a_b_b_a():
+    clock, log = FakeClock(), []
+    pair = [FakeExecutor(lambda i: 10.0, clock=clock, name=name, log=log) for name in "ab"]
+    measure(pair, IMAGES, Plan(32, 0.0, 10.0, 2.0, block_runs=8), clock=clock)
+    counted = log[2 * 10 :]
+    changes = [name for i, name in enumerate(counted) if i == 0 or counted[i - 1] != name]
+    assert changes == ["a", "b", "a", "b", "a"]
+    # each change of file costs one settling run; b after b and a after a none: 1+8, then 1+8+8, ..., 1+8
+    turns = "".join(counted).replace("ab", "a b").replace("ba", "b a").split()
+    assert [len(turn) for turn in turns] == [9, 17, 17, 17, 9]
+
+
+def test_each_file_sees_the_same_pictures_in_turn():
+    clock = FakeClock()
+    pair = [FakeExecutor(lambda i: 10.0, clock=clock, name=name) for name in "ab"]
+    first, second = measure(pair, IMAGES, PLAN, clock=clock)
+    assert first.samples.image_index.tolist() == [i % 3 for i in range(16)]
+    assert second.samples.image_index.tolist() == first.samples.image_index.tolist()
+
+
+def test_times_of_samples_come_from_the_clock_and_start_at_zero():
+    series = _measure(lambda i: 7.0)
+    assert series.samples.t_s[0] == 0.0
+    assert np.diff(series.samples.t_s) == pytest.approx(0.010, abs=1e-5)
+
+
+def test_a_finished_file_is_reported_at_once_while_the_other_goes_on():
+    clock, events = FakeClock(), []
+    noise = np.random.default_rng(0).uniform(1, 100, 10_000)
+    files = [FakeExecutor(lambda i: 10.0, clock=clock), FakeExecutor(lambda i: noise[i], clock=clock)]
+    measure(
+        files,
+        IMAGES,
+        PLAN,
+        clock=clock,
+        on_done=lambda series: events.append(("done", series.index)),
+        on_block=lambda index, fraction, n: events.append(("block", index, fraction)),
+    )
+    assert events.index(("done", 0)) < len(events) - 3
+    assert events[-1] == ("done", 1)
+    fractions = [event[2] for event in events if event[0] == "block" and event[1] == 1]
+    assert fractions == sorted(fractions)
+    assert fractions[-1] == 1.0
+
+
+@pytest.mark.parametrize(("executors", "images"), [(0, 1), (1, 0)])
+def test_nothing_to_measure_is_an_error(executors, images):
+    clock = FakeClock()
+    with pytest.raises(InputError, match="nothing to measure"):
+        measure([FakeExecutor(lambda i: 1.0, clock=clock)] * executors, IMAGES[:images], PLAN, clock=clock)
