@@ -1,0 +1,1 @@
+"""From an exported network to a verified .tflite, and what a delegate makes of it."""

@@ -1,0 +1,116 @@
+"""Changes names and metadata of a .tflite without losing a constant.
+
+ai-edge-quantizer keeps constants outside the flatbuffer (Buffer.offset and size); tools that re-pack only the
+flatbuffer drop them silently. Here they are moved inside first, aligned to the 16 bytes the schema asks for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from edge_seg.errors import InputError, MissingHere
+
+_ALIGNMENT_BYTES = 16
+
+
+def rename_signature(
+    data: bytes, *, inputs: Mapping[int, str], outputs: Mapping[int, str], tensors: Mapping[int, str]
+) -> bytes:
+    """Gives the arguments and results of the only signature other names, and tensors too.
+
+    Args:
+        data: A whole .tflite.
+        inputs: New argument name by tensor index.
+        outputs: New result name by tensor index.
+        tensors: New tensor name by tensor index; others keep theirs.
+
+    Returns:
+        The changed file; tensors and their order stay as they were.
+
+    Raises:
+        InputError: There is not exactly one signature, or a tensor of it has no new name.
+    """
+    model = _unpack(data)
+    if len(model.signatureDefs or []) != 1:
+        raise InputError("Expected exactly one signature.", got=str(len(model.signatureDefs or [])))
+    signature = model.signatureDefs[0]
+    for entries, names in ((signature.inputs, inputs), (signature.outputs, outputs)):
+        for entry in entries:
+            if entry.tensorIndex not in names:
+                raise InputError(f"Tensor {entry.tensorIndex} of the signature has no new name.")
+            entry.name = names[entry.tensorIndex].encode()
+    for index, name in tensors.items():
+        model.subgraphs[signature.subgraphIndex].tensors[index].name = name.encode()
+    return _pack(model)
+
+
+def with_metadata(data: bytes, buffers: Mapping[str, bytes]) -> bytes:
+    """Adds metadata buffers, replacing those of the same name; anything appended to the file is dropped.
+
+    Args:
+        data: A whole .tflite.
+        buffers: Content by metadata name.
+    """
+    utils = _tool()
+    model = _unpack(data)
+    model.metadata = list(model.metadata or [])
+    known = {_text(entry.name): entry.buffer for entry in model.metadata}
+    for name, content in buffers.items():
+        buffer = utils.BufferT()
+        buffer.data = content
+        if name in known:
+            model.buffers[known[name]] = buffer
+            continue
+        entry = utils.schema_fb.MetadataT()
+        entry.name, entry.buffer = name.encode(), len(model.buffers)
+        model.buffers.append(buffer)
+        model.metadata.append(entry)
+    return _pack(model)
+
+
+def _text(name: bytes | str | None) -> str:
+    return name.decode("utf-8", "replace") if isinstance(name, bytes) else name or ""
+
+
+def _tool() -> Any:
+    try:
+        from ai_edge_litert.tools import flatbuffer_utils
+    except ImportError as error:
+        raise MissingHere(
+            "Editing a .tflite needs the TFLite schema.", todo="pip install ai-edge-litert==2.3.0"
+        ) from error
+    return flatbuffer_utils
+
+
+def _unpack(data: bytes) -> Any:
+    return _tool().read_model_from_bytearray(data)
+
+
+def _pack(model: Any) -> bytes:
+    utils = _tool()
+    base: Any = utils.BufferT
+
+    class Aligned(base):  # type: ignore[misc]
+        """A buffer whose bytes start at a multiple of 16, which the stock packer does not see to."""
+
+        def Pack(self, builder: Any) -> Any:
+            vector = _aligned_vector(builder, self.data) if self.data is not None else None
+            utils.schema_fb.BufferStart(builder)
+            if vector is not None:
+                utils.schema_fb.BufferAddData(builder, vector)
+            return utils.schema_fb.BufferEnd(builder)
+
+    buffers, model.buffers = model.buffers, []
+    for buffer in buffers:
+        aligned = Aligned()
+        aligned.data = bytes(buffer.data) if buffer.data is not None else None
+        model.buffers.append(aligned)
+    return bytes(utils.convert_object_to_bytearray(model))
+
+
+def _aligned_vector(builder: Any, content: bytes) -> Any:
+    builder.StartVector(1, len(content), _ALIGNMENT_BYTES)
+    builder.head = builder.head - len(content)
+    builder.Bytes[builder.head : builder.head + len(content)] = content
+    return builder.EndVector()

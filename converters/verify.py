@@ -1,0 +1,278 @@
+"""Parity of a converted file with the network it was made from, output by output."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edge_seg.artifact import sha256_of
+from edge_seg.contract import OutputTensor
+from edge_seg.converters.exported import Exported, open_exported, read_reference
+from edge_seg.converters.interpreter import Kernels, TfliteRunner
+from edge_seg.converters.program import program_runner
+from edge_seg.errors import ArtifactError
+
+Arrays = Mapping[str, NDArray[Any]]
+
+
+@dataclass(frozen=True)
+class Tolerance:
+    """What a scheme may lose against PyTorch; None means that this figure decides nothing.
+
+    Attributes:
+        max_of_range: Largest absolute error as a share of the output's range.
+        min_snr_db: Smallest signal-to-noise ratio.
+    """
+
+    max_of_range: float | None
+    min_snr_db: float | None
+
+
+# fp32 differs by the order of sums only; fp16 rounds weights to 11 bits. The other floors lie below what a healthy
+# network reaches and catch a broken conversion; the accuracy that quantisation costs is for `evaluate` to judge.
+# Measured on photos with a trained MaskConver-MobileNetV2 at 256 px, worst output: fp32 5.4e-6 of range, 110 dB;
+# fp16 2.1e-2, 40 dB; w8_dynamic 22 dB; w8a8 with 8 calibration pictures 18 dB.
+TOLERANCES: Mapping[str, Tolerance] = {
+    "fp32": Tolerance(1e-5, 80.0),
+    "fp16": Tolerance(5e-2, 35.0),
+    "w8_dynamic": Tolerance(None, 15.0),
+    "w8a8": Tolerance(None, 10.0),
+    "qat_w8a8": Tolerance(None, 10.0),
+}
+
+
+@dataclass(frozen=True)
+class OutputParity:
+    """How one output compares with PyTorch, over all pictures.
+
+    Attributes:
+        name: Output name of the contract.
+        max_abs: Largest absolute difference.
+        output_range: Largest minus smallest reference value.
+        max_of_range: `max_abs / output_range`.
+        snr_db: Signal-to-noise ratio; infinite where nothing differs.
+        cosine: Cosine of the angle between the two, as vectors.
+        exact: Share of integers equal to the reference on the file's own grid; None for float outputs.
+        within_1_lsb: Share of integers at most one step away; None for float outputs.
+        max_lsb: Largest difference in steps; None for float outputs.
+        passed: Whether the scheme's tolerance holds.
+    """
+
+    name: str
+    max_abs: float
+    output_range: float
+    max_of_range: float
+    snr_db: float
+    cosine: float
+    exact: float | None
+    within_1_lsb: float | None
+    max_lsb: int | None
+    passed: bool
+
+
+@dataclass(frozen=True)
+class VerifyReport:
+    """The result of `verify`.
+
+    Attributes:
+        passed: Whether every output is within the tolerance of its scheme.
+        file: The converted file.
+        sha256: Its hash.
+        scheme: Its scheme.
+        exported_sha256: Hash of the exported program it was compared with.
+        reference_images: Seeded pictures compared.
+        given_images: Given pictures compared.
+        kernels: Kernels of the runtime.
+        runtime: Name and version of the runtime.
+        tolerance: What was allowed.
+        outputs: One entry per output.
+    """
+
+    passed: bool
+    file: str
+    sha256: str
+    scheme: str
+    exported_sha256: str
+    reference_images: int
+    given_images: int
+    kernels: str
+    runtime: Mapping[str, str]
+    tolerance: Tolerance
+    outputs: tuple[OutputParity, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        """Returns the report as plain JSON types; infinite ratios become null."""
+        document = asdict(self)
+        document["outputs"] = [
+            {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in o.items()}
+            for o in document["outputs"]
+        ]
+        return document
+
+    def text(self) -> str:
+        """Returns the report for people, one output a line."""
+        pictures = self.reference_images + self.given_images
+        lines = [f"{'passed' if self.passed else 'FAILED'}: {self.scheme}, {pictures} pictures, {self.kernels}"]
+        for o in self.outputs:
+            steps = f", {o.within_1_lsb:.2%} within 1 step" if o.within_1_lsb is not None else ""
+            figures = f"max {o.max_of_range:.1e} of range, {o.snr_db:.1f} dB, cosine {o.cosine:.6f}{steps}"
+            lines.append(f"  {'ok  ' if o.passed else 'FAIL'} {o.name}: {figures}")
+        return "\n".join(lines)
+
+
+def verify(
+    file: Path,
+    against: Path,
+    images: Sequence[NDArray[np.uint8]] | None = None,
+    *,
+    kernels: Kernels = "xnnpack",
+    threads: int = 1,
+) -> VerifyReport:
+    """Compares a converted file with the exported network it was made from.
+
+    Args:
+        file: `NAME_SCHEME.tflite`.
+        against: The exported folder.
+        images: Letterboxed pictures, uint8 [H, W, 3], to compare on besides the seeded reference inputs;
+            PyTorch runs the exported program for them.
+        kernels: Kernels of the TFLite runtime.
+        threads: CPU threads of the TFLite runtime.
+
+    Returns:
+        Figures per output and the verdict.
+
+    Raises:
+        InputError: A path does not exist, or a picture has another size.
+        ArtifactError: A file is broken, or `file` was not made from `against`.
+        MissingHere: No TFLite runtime; or no torch, where `images` are given.
+    """
+    exported = open_exported(against)
+    runner = TfliteRunner(file, threads=threads, kernels=kernels)
+    _check_origin(runner, exported)
+    tallies = {o.name: _Tally(o) for o in runner.contract.outputs}
+    counts = [0, 0]
+    for place, picture, wanted in _pairs(exported, images or ()):
+        counts[place] += 1
+        found = runner(picture)
+        raw = runner.raw_outputs()
+        for name, tally in tallies.items():
+            tally.add(wanted[name], found[name], raw[name])
+    tolerance = TOLERANCES[runner.contract.model.scheme]
+    outputs = tuple(t.result(tolerance) for t in tallies.values())
+    return VerifyReport(
+        passed=all(o.passed for o in outputs),
+        file=str(file),
+        sha256=sha256_of(file),
+        scheme=runner.contract.model.scheme,
+        exported_sha256=exported.program_sha256,
+        reference_images=counts[0],
+        given_images=counts[1],
+        kernels=kernels,
+        runtime=runner.runtime,
+        tolerance=tolerance,
+        outputs=outputs,
+    )
+
+
+def _check_origin(runner: TfliteRunner, exported: Exported) -> None:
+    parent = runner.contract.model.parents.get("exported_sha256", "")
+    if parent != exported.program_sha256:
+        raise ArtifactError(
+            f"{runner.path} was not made from {exported.folder}.",
+            expected=f"exported_sha256 {exported.program_sha256}",
+            got=parent or "none",
+            todo="verify against the folder it was converted from, or convert again",
+        )
+    if runner.contract.model.scheme not in TOLERANCES:
+        raise ArtifactError(
+            f"{runner.path} has a scheme without a tolerance.",
+            expected=", ".join(TOLERANCES),
+            got=runner.contract.model.scheme,
+        )
+
+
+def _pairs(exported: Exported, images: Sequence[NDArray[np.uint8]]) -> Iterator[tuple[int, NDArray[np.uint8], Arrays]]:
+    reference = read_reference(exported)
+    for i, picture in enumerate(reference.inputs_nhwc_u8):
+        yield 0, picture, {k: v[i : i + 1] for k, v in reference.outputs.items()}
+    if len(images):
+        run = program_runner(exported.program, exported.contract)
+        for picture in images:
+            yield 1, picture, run(picture)
+
+
+class _Tally:
+    """Sums up one output over pictures, in float64."""
+
+    def __init__(self, output: OutputTensor) -> None:
+        self.output = output
+        self.max_abs = self.noise = self.signal = self.product = self.power = 0.0
+        self.low, self.high = math.inf, -math.inf
+        self.count = self.exact = self.near = self.max_lsb = 0
+
+    def add(self, wanted: NDArray[Any], found: NDArray[Any], raw: NDArray[Any]) -> None:
+        a, b = wanted.astype(np.float64), found.astype(np.float64)
+        error = np.abs(a - b)
+        # max() of Python drops NaN; a NaN anywhere must end in a failed check
+        self.max_abs = float(np.maximum(self.max_abs, np.max(error)))
+        self.low, self.high = min(self.low, float(a.min())), max(self.high, float(a.max()))
+        self.noise += float((error**2).sum())
+        self.signal += float((a**2).sum())
+        self.power += float((b**2).sum())
+        self.product += float((a * b).sum())
+        self.count += a.size
+        if self.output.quantization is not None:
+            self._add_steps(a, raw)
+
+    def _add_steps(self, wanted: NDArray[np.float64], raw: NDArray[Any]) -> None:
+        grid = self.output.quantization
+        limits = np.iinfo(raw.dtype)
+        steps = np.rint(wanted / grid.scale) + grid.zero_point if grid else wanted
+        distance = np.abs(np.clip(steps, limits.min, limits.max) - raw.astype(np.float64))
+        distance = np.nan_to_num(distance, nan=float(limits.max) - limits.min)
+        self.exact += int((distance == 0).sum())
+        self.near += int((distance <= 1).sum())
+        self.max_lsb = max(self.max_lsb, int(distance.max()))
+
+    def result(self, tolerance: Tolerance) -> OutputParity:
+        output_range = self.high - self.low
+        of_range = _ratio(self.max_abs, output_range)
+        snr_db = _decibel(self.signal, self.noise)
+        whole = self.output.quantization is not None
+        return OutputParity(
+            name=self.output.name,
+            max_abs=self.max_abs,
+            output_range=output_range,
+            max_of_range=of_range,
+            snr_db=snr_db,
+            cosine=_ratio(self.product, math.sqrt(self.signal * self.power)) if self.noise else 1.0,
+            exact=self.exact / self.count if whole else None,
+            within_1_lsb=self.near / self.count if whole else None,
+            max_lsb=self.max_lsb if whole else None,
+            passed=_holds(tolerance, of_range, snr_db),
+        )
+
+
+def _holds(tolerance: Tolerance, of_range: float, snr_db: float) -> bool:
+    """Whether the figures are within the tolerance; NaN never is."""
+    near = tolerance.max_of_range is None or of_range <= tolerance.max_of_range
+    clean = tolerance.min_snr_db is None or snr_db >= tolerance.min_snr_db
+    return near and clean and not math.isnan(of_range)
+
+
+def _ratio(part: float, whole: float) -> float:
+    if part == 0.0:
+        return 0.0
+    return part / whole if whole else math.inf
+
+
+def _decibel(signal: float, noise: float) -> float:
+    if noise == 0.0:
+        return math.inf
+    return 10.0 * math.log10(signal / noise) if signal > 0.0 and noise > 0.0 else -math.inf
