@@ -106,8 +106,10 @@ def read_json(path: Path, what: str = "JSON document") -> Any:
         return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise InputError(f"There is no file {path}.", expected=f"a {what}", todo="check the path") from error
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
         raise InputError(f"{path} is not readable.", expected=f"a {what}", got=str(error)) from error
+    except OSError as error:
+        raise InputError(f"{path} cannot be read.", expected=f"a {what}", got=str(error)) from error
 
 
 @dataclass(frozen=True)
@@ -198,9 +200,7 @@ def read_manifest(path: Path, *, required: bool = True) -> Manifest | None:
     if not place.is_file():
         if not required:
             return None
-        raise ArtifactError(
-            f"{path} has no manifest.", expected=str(place), todo="make the file again with edge-seg"
-        )
+        raise ArtifactError(f"{path} has no manifest.", expected=str(place), todo="make the file again with edge-seg")
     document = read_json(place, "manifest")
     try:
         manifest = Manifest(**document)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import tomllib
 import types
@@ -24,33 +25,35 @@ def load_toml(path: Path) -> dict[str, Any]:
     try:
         return tomllib.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
-        raise ConfigError(
-            f"There is no configuration {path}.", todo="see edge_seg/configs for examples"
-        ) from error
+        raise ConfigError(f"There is no configuration {path}.", todo="see edge_seg/configs for examples") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path} is not TOML.", got=str(error)) from error
+    except OSError as error:
+        raise ConfigError(f"{path} cannot be read.", expected="a TOML file", got=str(error)) from error
 
 
 def apply_overrides(document: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
     """Applies `section.key=value` texts; the value is read as TOML, or as plain text where it is none.
 
     Raises:
-        ConfigError: A text has no `=`.
+        ConfigError: A text has no `=`, no key, or leads through a value that is no section.
     """
-    merged: dict[str, Any] = {k: dict(v) if isinstance(v, dict) else v for k, v in document.items()}
+    merged = copy.deepcopy(document)
     for text in overrides:
         key, sign, raw = text.partition("=")
-        if not sign:
+        names = key.strip().split(".")
+        if not sign or not all(names):
             raise ConfigError(f"Cannot read the override {text!r}.", expected="section.key=value", got=text)
         try:
             value = tomllib.loads(f"v = {raw}")["v"]
         except tomllib.TOMLDecodeError:
             value = raw
         place = merged
-        *parents, last = key.strip().split(".")
-        for name in parents:
+        for name in names[:-1]:
             place = place.setdefault(name, {})
-        place[last] = value
+            if not isinstance(place, dict):
+                raise ConfigError(f"The override {key.strip()} leads through {name!r}, which is no section.", got=text)
+        place[names[-1]] = value
     return merged
 
 
@@ -124,6 +127,4 @@ def _tuple(hint: Any, value: Any, where: str) -> tuple[Any, ...]:
 
 
 def _wrong(where: str, expected: str, value: Any) -> ConfigError:
-    return ConfigError(
-        f"The configuration key {where!r} has a wrong value.", expected=expected, got=f"{value!r}"
-    )
+    return ConfigError(f"The configuration key {where!r} has a wrong value.", expected=expected, got=f"{value!r}")

@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any, Self
 
 from edge_seg.artifact import read_json, write_json
-from edge_seg.errors import ArtifactError, InputError
+from edge_seg.config import from_mapping
+from edge_seg.errors import ArtifactError, ConfigError, InputError
 
 FORMAT = "edge_seg.contract"
 VERSION = 1
@@ -164,7 +165,7 @@ class Contract:
         return self.input.shape[2], self.input.shape[1]
 
     def with_decoder_params(self, **params: Any) -> Self:
-        """Returns a copy whose decoder uses other parameters; raises InputError for an unknown one."""
+        """Returns a copy whose decoder uses other parameters; raises InputError for an unknown one or a wrong type."""
         unknown = sorted(set(params) - set(self.decoder.params))
         if unknown:
             from edge_seg.errors import nearest
@@ -173,7 +174,8 @@ class Contract:
                 f"The decoder {self.decoder.name!r} has no parameter {unknown[0]!r}.",
                 todo=nearest(unknown[0], sorted(self.decoder.params)),
             )
-        return replace(self, decoder=replace(self.decoder, params={**self.decoder.params, **params}))
+        changed = {k: _same_type(k, v, self.decoder.params[k]) for k, v in params.items()}
+        return replace(self, decoder=replace(self.decoder, params={**self.decoder.params, **changed}))
 
     def to_json(self) -> dict[str, Any]:
         """Returns the document as plain JSON types."""
@@ -213,10 +215,8 @@ class Contract:
                 decoder=_decoder(document["decoder"]),
                 extra={k: v for k, v in document.items() if k not in _KEYS},
             )
-        except (KeyError, TypeError, ValueError) as error:
-            raise ArtifactError(
-                f"{source} is not complete.", got=f"{type(error).__name__}: {error}"
-            ) from error
+        except (KeyError, TypeError, ValueError, ConfigError) as error:
+            raise ArtifactError(f"{source} is not complete.", got=f"{type(error).__name__}: {error}") from error
 
     def save(self, path: Path) -> None:
         """Writes the document atomically."""
@@ -232,12 +232,23 @@ class Contract:
         """Reads a contract from text, for example the copy inside a .tflite."""
         try:
             document = json.loads(text)
-        except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
             raise ArtifactError(f"{source} is not JSON.", got=str(error)) from error
         return cls.from_json(document, source=source)
 
 
 _KEYS = {"format", "version", "model", "input", "preprocess", "outputs", "classes", "decoder"}
+
+
+def _same_type(name: str, value: Any, default: Any) -> Any:
+    """Returns a decoder parameter; raises InputError unless it is of the default's type."""
+    if isinstance(default, float) and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if default is not None and type(value) is not type(default):
+        raise InputError(
+            f"The decoder parameter {name!r} has a wrong value.", expected=type(default).__name__, got=repr(value)
+        )
+    return value
 
 
 def _plain(value: Any) -> Any:
@@ -251,18 +262,21 @@ def _plain(value: Any) -> Any:
 
 
 def _build(kind: type, document: Mapping[str, Any]) -> Any:
-    """Builds a flat dataclass from JSON: lists become tuples, quantization its class; other keys are ignored."""
-    values: dict[str, Any] = {}
+    """Builds a flat dataclass from JSON, every value of its declared type; other keys are ignored."""
+    if not isinstance(document, Mapping):
+        raise TypeError(f"{kind.__name__} is not an object")
+    known: dict[str, Any] = {}
     for item in fields(kind):
         if item.name not in document:
             raise KeyError(f"{kind.__name__}.{item.name}")
         value = document[item.name]
         if item.name == "quantization" and value is not None:
-            value = Quantization(float(value["scale"]), int(value["zero_point"]))
-        values[item.name] = tuple(value) if isinstance(value, list) else value
-    return kind(**values)
+            value = {"scale": value["scale"], "zero_point": value["zero_point"]}
+        known[item.name] = value
+    return from_mapping(kind, known, where=kind.__name__)
 
 
 def _decoder(document: Mapping[str, Any]) -> DecoderInfo:
     constants = tuple(_build(DecoderConstant, c) for c in document["constants"])
-    return DecoderInfo(name=document["name"], params=dict(document["params"]), constants=constants)
+    info: DecoderInfo = _build(DecoderInfo, {**document, "constants": ()})
+    return replace(info, constants=constants)

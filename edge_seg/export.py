@@ -196,12 +196,17 @@ def _with_parents(contract: Contract, checkpoint_path: Path) -> Contract:
 
 def _save_program(wrapped: nn.Module, contract: Contract, path: Path) -> None:
     side = contract.model.input_px
+    logger = logging.getLogger("torch.export")
+    level = logger.level
     with warnings.catch_warnings(), torch.no_grad():
         warnings.simplefilter("ignore")
-        logging.getLogger("torch.export").setLevel(logging.ERROR)
-        program = torch.export.export(wrapped, (torch.zeros(1, side, side, 3),))
-        with atomic_path(path) as temporary, temporary.open("wb") as file:
-            torch.export.save(program, file)
+        logger.setLevel(logging.ERROR)
+        try:
+            program = torch.export.export(wrapped, (torch.zeros(1, side, side, 3),))
+            with atomic_path(path) as temporary, temporary.open("wb") as file:
+                torch.export.save(program, file)
+        finally:
+            logger.setLevel(level)
 
 
 def _save_reference(wrapped: nn.Module, contract: Contract, path: Path) -> None:
@@ -214,7 +219,6 @@ def _save_reference(wrapped: nn.Module, contract: Contract, path: Path) -> None:
     with torch.inference_mode():
         rows = [wrapped(torch.from_numpy(i[None]).float()) for i in inputs]
     arrays = {
-        output.name: np.concatenate([row[n].numpy() for row in rows])
-        for n, output in enumerate(contract.outputs)
+        output.name: np.concatenate([row[n].numpy() for row in rows]) for n, output in enumerate(contract.outputs)
     }
     write_arrays(path, {"inputs_nhwc_u8": inputs, **arrays})

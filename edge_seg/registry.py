@@ -41,9 +41,13 @@ class Registry(Generic[T]):
         if self._loaded:
             return
         self._loaded = True
-        package = importlib.import_module(self.package)
-        for module in pkgutil.iter_modules(package.__path__):
-            importlib.import_module(f"{self.package}.{module.name}")
+        try:
+            package = importlib.import_module(self.package)
+            for module in pkgutil.iter_modules(package.__path__):
+                importlib.import_module(f"{self.package}.{module.name}")
+        except BaseException:
+            self._loaded = False  # a broken file must not leave half a table behind that looks whole
+            raise
 
     def names(self) -> list[str]:
         """Returns all registered names, sorted."""
@@ -53,9 +57,7 @@ class Registry(Generic[T]):
     def __getitem__(self, name: str) -> T:
         self._load()
         if name not in self._entries:
-            raise InputError(
-                f"There is no {self.kind} called {name!r}.", got=name, todo=nearest(name, self.names())
-            )
+            raise InputError(f"There is no {self.kind} called {name!r}.", got=name, todo=nearest(name, self.names()))
         return self._entries[name]
 
     def __iter__(self) -> Iterator[str]:

@@ -114,3 +114,11 @@ def tiny_exported(tiny_checkpoint: Path) -> Path:
     from edge_seg.export import export
 
     return export(tiny_checkpoint, tiny_checkpoint.parent / "exported").folder
+
+
+@pytest.fixture
+def edge_seg(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Any:
+    """The program as a function: `edge_seg("models", "--json")` gives exit code, stdout and stderr."""
+    from cli_run import Program
+
+    return Program(monkeypatch, capsys)

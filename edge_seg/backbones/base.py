@@ -64,9 +64,7 @@ def load_weights(backbone: Backbone, path: Path) -> None:
         ArtifactError: It is not safetensors, a key is missing or surplus, or a shape differs.
     """
     if not path.is_file():
-        raise InputError(
-            f"There are no weights at {path}.", expected="a .safetensors file", todo="check the path"
-        )
+        raise InputError(f"There are no weights at {path}.", expected="a .safetensors file", todo="check the path")
     if path.stat().st_size > MAX_WEIGHTS_BYTES:
         raise ArtifactError(f"{path} is too large.", expected=f"at most {MAX_WEIGHTS_BYTES} bytes")
     try:

@@ -50,9 +50,7 @@ class InvertedBottleneck(nn.Module):
         super().__init__()
         middle = in_channels * row.expand
         self.expand = ConvBnAct(in_channels, middle, 1)
-        self.depthwise = ConvBnAct(
-            middle, middle, row.kernel, stride=row.stride, dilation=row.dilation, groups=middle
-        )
+        self.depthwise = ConvBnAct(middle, middle, row.kernel, stride=row.stride, dilation=row.dilation, groups=middle)
         self.project = ConvBnAct(middle, row.channels, 1, act="none")
         self.add = Add() if row.stride == 1 and in_channels == row.channels else None
 

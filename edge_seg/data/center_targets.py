@@ -144,17 +144,19 @@ class _Builder:
         """Row of the segment table for every pixel; stuff pieces of one class share a row."""
         first: dict[int, int] = {}
         merged: list[Segment] = []
-        table = np.full(int(id_map.max(initial=0)) + 1, -1, np.int64)
+        rows: dict[int, int] = {}
         for segment in self.segments:
             row = len(merged)
             if not self.isthing[segment.class_index]:
                 row = first.setdefault(segment.class_index, row)
             if row == len(merged):
                 merged.append(segment)
-            table[segment.id] = row
+            rows[segment.id] = row
         self.segments = merged
-        table[table < 0] = len(merged)
-        return table[id_map]
+        ids = np.array(sorted(rows), np.int64)  # searched, not indexed: COCO's ids go up to 2^24
+        place = np.searchsorted(ids, id_map)
+        place[np.append(ids, -1)[place] != id_map] = len(ids)
+        return np.array([*(rows[i] for i in ids.tolist()), len(merged)], np.int64)[place]
 
     def build(self) -> CenterTargets:
         slots: list[Slot] = []

@@ -57,12 +57,12 @@ class MaskConverDecoder:
             peak &= self.isthing | (logits == logits.max(axis=(0, 1)))
         y, x, class_index = np.nonzero(peak)
         score = logits[y, x, class_index]
-        order = np.argsort(-score, kind="stable")[: self.params["top_k"]]
-        cell = (y * logits.shape[1] + x)[order]
+        order = np.argsort(-score, kind="stable")
         if self.params["one_peak_per_stuff_class"]:
-            order_first = _first_of_stuff(class_index[order], self.isthing)
-            order, cell = order[order_first], cell[order_first]
-        return Proposals(cell, class_index[order], _sigmoid(score[order]))
+            # before the cut: on an int8 grid a class may reach its maximum at hundreds of cells
+            order = order[_first_of_stuff(class_index[order], self.isthing)]
+        order = order[: self.params["top_k"]]
+        return Proposals((y * logits.shape[1] + x)[order], class_index[order], _sigmoid(score[order]))
 
     def assemble(self, raw: Raw, proposals: Proposals, box: Letterbox) -> PanopticResult:
         """Computes the masks of given centres and merges them at the size of the image.
@@ -93,9 +93,7 @@ class MaskConverDecoder:
         logits = main @ features.reshape(-1, channels).T
         logits = np.asarray(logits + np.reshape(offset, (-1, 1)), np.float32).reshape(-1, height, width)
         if self.params["wavelengths_cells"]:
-            logits += position_logits(
-                amplitude, proposals.cell, (height, width), self.params["wavelengths_cells"]
-            )
+            logits += position_logits(amplitude, proposals.cell, (height, width), self.params["wavelengths_cells"])
         return logits
 
     @property
@@ -126,15 +124,13 @@ class MaskConverDecoder:
             visible_px = np.bincount(winner.ravel() + 1, minlength=len(weight) + 1)[1:]
             keep = alive & (visible_px > area_min_px) & (own_px > 0)
             keep &= visible_px > self.params["overlap_threshold"] * own_px
-            if not self.params["reassign_rejected"] or (keep == alive).all() or not keep.any():
+            if not self.params["reassign_rejected"] or (keep == alive).all():
                 return self._result(winner, keep, proposals)
             # give up the worst rejected segment only: its pixels may save another
             rejected = np.flatnonzero(alive & ~keep)
             alive[rejected[np.argmin(weight[rejected])]] = False
 
-    def _result(
-        self, winner_hw: NDArray[np.int64], keep: NDArray[np.bool_], proposals: Proposals
-    ) -> PanopticResult:
+    def _result(self, winner_hw: NDArray[np.int64], keep: NDArray[np.bool_], proposals: Proposals) -> PanopticResult:
         table = np.zeros(len(keep) + 1, np.int32)
         ids: dict[tuple[int, int], int] = {}
         members: list[int] = []
@@ -213,9 +209,7 @@ def _bilinear(pixels: int, cells: int, cells_per_px: float) -> Array:
     return matrix
 
 
-def _argmax(
-    logits_khw: Array, weight: Array, alive: NDArray[np.bool_], mask_threshold: float
-) -> NDArray[np.int64]:
+def _argmax(logits_khw: Array, weight: Array, alive: NDArray[np.bool_], mask_threshold: float) -> NDArray[np.int64]:
     """Index of the mask with the largest weight * probability at each pixel, -1 where it is below the threshold."""
     best = np.zeros(logits_khw.shape[1:], np.float32)
     winner = np.full(logits_khw.shape[1:], -1, np.int64)
@@ -252,4 +246,4 @@ def _logit(p: float) -> np.float32:
 
 
 def _sigmoid(x: Array) -> Array:
-    return np.asarray(1 / (1 + np.exp(-x)), np.float32)
+    return np.asarray(1 / (1 + np.exp(-np.clip(x, -60, 60))), np.float32)

@@ -143,9 +143,7 @@ def teacher_forced_result(predictor: Predictor, prediction: Prediction, sample: 
         raise InputError(f"Teacher forcing is not defined for {predictor.contract.decoder.name!r}.")
     contract = predictor.contract
     crop = letterbox_sample(sample, contract.model.input_px, contract.preprocess.fill_rgb)
-    config = CenterTargetConfig(
-        stride_px=decoder.params["stride_px"], max_slots=200, stuff_min_area_share=0.0
-    )
+    config = CenterTargetConfig(stride_px=decoder.params["stride_px"], max_slots=200, stuff_min_area_share=0.0)
     targets = center_targets(crop, [c.isthing for c in contract.classes], config, np.random.default_rng(0))
     real = targets.class_index >= 0
     score = np.ones(int(real.sum()), np.float32)
@@ -158,11 +156,14 @@ def _score(quality: PanopticQuality, result: PanopticResult, sample: Sample) -> 
 
 
 def _same_classes(own: Sequence[ClassInfo], other: Sequence[ClassInfo]) -> None:
-    mine, theirs = [c.name for c in own], [c.name for c in other]
-    if mine != theirs:
-        raise InputError(
-            "The data set has other classes than the network.",
-            expected=", ".join(mine[:12]),
-            got=", ".join(theirs[:12]),
-            todo="evaluate on the data set the network was trained for",
-        )
+    mine, theirs = ([f"{c.name} ({'thing' if c.isthing else 'stuff'})" for c in cs] for cs in (own, other))
+    if mine == theirs:
+        return
+    shared = min(len(mine), len(theirs))
+    first = next((i for i in range(shared) if mine[i] != theirs[i]), shared)
+    raise InputError(
+        "The data set has other classes than the network.",
+        expected=f"{len(mine)} classes, from number {first + 1} on: {', '.join(mine[first : first + 8]) or 'none'}",
+        got=f"{len(theirs)} classes, from number {first + 1} on: {', '.join(theirs[first : first + 8]) or 'none'}",
+        todo="evaluate on the data set the network was trained for",
+    )

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from edge_seg.artifact import sha256_of, write_bytes, write_json
 from edge_seg.data.images import read_image
+from edge_seg.evaluation.predict import require_distinct_names
 from edge_seg.evaluation.predictor import Predictor
 from edge_seg.letterbox import letterbox_image
 
@@ -30,7 +31,12 @@ def write_golden(predictor: Predictor, model: Path, images: Sequence[Path], out:
 
     Returns:
         The files written, `index.json` last.
+
+    Raises:
+        InputError: Two pictures share a name, or there are none.
+        DataError: A picture is missing or broken.
     """
+    require_distinct_names(images)
     files: list[Path] = []
     pictures = [_write_picture(predictor, path, out, files) for path in images]
     index = out / "index.json"
@@ -65,9 +71,7 @@ def _write_picture(predictor: Predictor, path: Path, out: Path, files: list[Path
         file = out / f"{path.stem}.{name}.bin"
         write_bytes(file, np.ascontiguousarray(array, array.dtype.newbyteorder("<")).tobytes())
         files.append(file)
-        entries.append(
-            {"name": name, "file": file.name, "dtype": array.dtype.name, "shape": list(array.shape)}
-        )
+        entries.append({"name": name, "file": file.name, "dtype": array.dtype.name, "shape": list(array.shape)})
     return {
         "image": path.name,
         "letterbox": asdict(box),

@@ -32,13 +32,7 @@ def predict_files(predictor: Predictor, images: Sequence[Path], out: Path) -> li
         InputError: Two pictures share a name, or there are none.
         DataError: A picture is missing or broken.
     """
-    stems = [p.stem for p in images]
-    if not images or len(set(stems)) != len(stems):
-        raise InputError(
-            "The pictures cannot be told apart by name.",
-            expected="at least one picture, each with a name of its own",
-            got=f"{len(images)} pictures, {len(set(stems))} names",
-        )
+    require_distinct_names(images)
     documents = []
     for path in tqdm(images, desc="predict", unit="img", disable=len(images) < 4):
         image = read_image(path)
@@ -52,6 +46,18 @@ def predict_files(predictor: Predictor, images: Sequence[Path], out: Path) -> li
         write_json(out / f"{path.stem}.segments.json", document)
         documents.append(document)
     return documents
+
+
+def require_distinct_names(images: Sequence[Path]) -> None:
+    """Raises InputError unless there are pictures and the files made from their names cannot collide."""
+    stems = [p.stem for p in images]
+    if not images or len(set(stems)) != len(stems):
+        raise InputError(
+            "The pictures cannot be told apart by name.",
+            expected="at least one picture, each with a name of its own",
+            got=f"{len(images)} pictures, {len(set(stems))} names",
+            todo="rename one of them, or run them one after the other into different folders",
+        )
 
 
 def write_png(path: Path, image: Image.Image) -> None:

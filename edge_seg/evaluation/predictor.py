@@ -69,9 +69,7 @@ class Predictor:
             image_hwc_u8: RGB image of any size, [H, W, 3].
         """
         start = time.perf_counter()
-        canvas, box = letterbox_image(
-            image_hwc_u8, self.contract.input_wh_px, self.contract.preprocess.fill_rgb
-        )
+        canvas, box = letterbox_image(image_hwc_u8, self.contract.input_wh_px, self.contract.preprocess.fill_rgb)
         ready = time.perf_counter()
         raw = self.runner(canvas)
         ran = time.perf_counter()

@@ -29,9 +29,7 @@ class Aspp(nn.Module):
         dilations: Dilations of the three 3x3 branches.
     """
 
-    def __init__(
-        self, in_channels: int, out_channels: int = 256, dilations: tuple[int, ...] = (6, 12, 18)
-    ) -> None:
+    def __init__(self, in_channels: int, out_channels: int = 256, dilations: tuple[int, ...] = (6, 12, 18)) -> None:
         super().__init__()
         self.point = ConvBnAct(in_channels, out_channels, 1)
         self.dilated = nn.ModuleList([AsppBranch(in_channels, out_channels, d) for d in dilations])

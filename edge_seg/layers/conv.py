@@ -32,9 +32,7 @@ class SameConv2d(nn.Conv2d):
 
     def as_plain(self) -> nn.Conv2d:
         """Returns an ordinary convolution with the 4x4 kernel, for export."""
-        plain = nn.Conv2d(
-            self.in_channels, self.out_channels, 4, stride=2, padding=1, groups=self.groups, bias=False
-        )
+        plain = nn.Conv2d(self.in_channels, self.out_channels, 4, stride=2, padding=1, groups=self.groups, bias=False)
         plain.weight.data.copy_(self.kernel_4x4().data)
         return plain
 

@@ -113,6 +113,13 @@ def checked_input_px(input_px: int) -> int:
     return input_px
 
 
+def checked_num_classes(num_classes: int) -> int:
+    """Returns `num_classes`; raises InputError unless there is at least one."""
+    if num_classes < 1:
+        raise InputError("The number of classes does not fit.", expected="at least 1", got=str(num_classes))
+    return num_classes
+
+
 def conv_macs(module: nn.Module, input_px: int) -> dict[str, int]:
     """Counts the multiply-accumulates of each convolution of a body.
 

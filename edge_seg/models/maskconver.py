@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from edge_seg.backbones.base import BACKBONES, load_weights
 from edge_seg.config import from_mapping
 from edge_seg.contract import ClassInfo
+from edge_seg.errors import ConfigError
 from edge_seg.layers.aspp import Aspp
 from edge_seg.layers.conv import ConvBnAct, SeparableConv
 from edge_seg.layers.ops import Add, Normalize, Upsample
@@ -33,6 +34,7 @@ from edge_seg.models.base import (
     Network,
     OutputSpec,
     checked_input_px,
+    checked_num_classes,
     conv_macs,
     plain_convolutions,
 )
@@ -187,11 +189,10 @@ class MaskConver(Network):
     task = "panoptic"
     decoder_name = "maskconver"
 
-    def __init__(
-        self, name: str, backbone: str, input_px: int, num_classes: int, options: MaskConverOptions
-    ) -> None:
+    def __init__(self, name: str, backbone: str, input_px: int, num_classes: int, options: MaskConverOptions) -> None:
         super().__init__()
-        self.name, self.input_px, self.num_classes = name, checked_input_px(input_px), num_classes
+        self.name, self.input_px = name, checked_input_px(input_px)
+        self.num_classes = checked_num_classes(num_classes)
         self.options = options
         self.body: MaskConverBody = MaskConverBody(backbone, num_classes, options)
         self.mask_embedding = MaskEmbedding(num_classes, options)
@@ -219,6 +220,12 @@ class MaskConver(Network):
     def criterion(self, settings: Mapping[str, Any], classes: Sequence[ClassInfo]) -> MaskConverCriterion:
         """Returns the criterion; unknown settings raise ConfigError."""
         config = from_mapping(MaskConverLossConfig, settings, where="criterion")
+        if config.stride_px != STRIDE_PX or config.mask_stride_px not in (1, 2, 4, 8) or config.max_slots < 1:
+            raise ConfigError(
+                "The targets do not fit the network.",
+                expected=f"stride_px {STRIDE_PX}, mask_stride_px 1, 2, 4 or 8, max_slots 1 or more",
+                got=f"{config.stride_px}, {config.mask_stride_px}, {config.max_slots}",
+            )
         return MaskConverCriterion(config, tuple(c.isthing for c in classes))
 
     def decoder_params(self, settings: Mapping[str, Any]) -> dict[str, Any]:

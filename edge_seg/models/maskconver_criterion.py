@@ -87,9 +87,7 @@ class MaskConverCriterion:
         if wavelengths:
             logits = logits + position_logits(kernel[:, channels:], cell, (height, width), wavelengths)
         factor = self.config.stride_px // self.config.mask_stride_px
-        grown = F.interpolate(
-            logits[:, None], scale_factor=float(factor), mode="bilinear", align_corners=False
-        )
+        grown = F.interpolate(logits[:, None], scale_factor=float(factor), mode="bilinear", align_corners=False)
         return grown[:, 0], picture
 
 

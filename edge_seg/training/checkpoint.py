@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import pickle
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -23,6 +24,7 @@ from edge_seg.training.settings import TrainSettings
 
 FORMAT = "edge_seg.checkpoint.1"
 MAX_CHECKPOINT_BYTES = 2 << 30
+_STATE_KEYS = {"step", "seconds", "settings", "network", "average", "optimizer"}
 
 
 @dataclass(frozen=True)
@@ -88,8 +90,7 @@ def load_checkpoint(path: Path) -> Checkpoint:
     try:
         settings = from_mapping(TrainSettings, json.loads(header["settings"]))
         classes = tuple(
-            ClassInfo(c["id"], c["name"], c["isthing"], tuple(c["color_rgb"]))
-            for c in json.loads(header["classes"])
+            ClassInfo(c["id"], c["name"], c["isthing"], tuple(c["color_rgb"])) for c in json.loads(header["classes"])
         )
         step = int(header["step"])
     except (KeyError, TypeError, ValueError) as error:
@@ -116,9 +117,7 @@ def load_strictly(network: Network, tensors: Mapping[str, Tensor], path: Path) -
 
 def _read_safetensors(path: Path) -> tuple[dict[str, str], dict[str, Tensor]]:
     if not path.is_file():
-        raise InputError(
-            f"There is no checkpoint {path}.", expected="a .safetensors file", todo="check the path"
-        )
+        raise InputError(f"There is no checkpoint {path}.", expected="a .safetensors file", todo="check the path")
     if path.stat().st_size > MAX_CHECKPOINT_BYTES:
         raise ArtifactError(f"{path} is too large.", expected=f"at most {MAX_CHECKPOINT_BYTES} bytes")
     try:
@@ -148,17 +147,19 @@ def save_state(path: Path, state: Mapping[str, Any]) -> None:
 def load_state(path: Path) -> dict[str, Any]:
     """Reads a resumable state with `weights_only=True`; raises ArtifactError for anything else."""
     try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torch warns of foreign pickles; they are refused below
+            state = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError as error:
         raise InputError(
             f"There is nothing to resume at {path}.", todo="start without --resume, or check --out"
         ) from error
-    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError) as error:
+    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, LookupError, TypeError, OSError) as error:
         raise ArtifactError(
             f"{path} is not a resumable state.",
-            got=str(error).splitlines()[0],
+            got=str(error).partition("\n")[0] or type(error).__name__,
             todo="delete it and start again",
         ) from error
-    if not isinstance(state, dict) or "step" not in state:
+    if not isinstance(state, dict) or not set(state) >= _STATE_KEYS:
         raise ArtifactError(f"{path} is not a resumable state.", expected="a state written by edge-seg train")
     return state

@@ -8,6 +8,8 @@ from typing import Any
 
 from torch.utils.tensorboard import SummaryWriter
 
+from edge_seg.artifact import write_bytes
+
 METRICS_FILE = "metrics.jsonl"
 
 
@@ -23,7 +25,8 @@ class RunLog:
         folder.mkdir(parents=True, exist_ok=True)
         self.path = folder / METRICS_FILE
         kept = [line for line in self._lines() if json.loads(line)["step"] <= start_step]
-        self.path.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
+        write_bytes(self.path, "".join(line + "\n" for line in kept).encode())
+        self._kept = set(kept)
         self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=start_step or None)
 
     def _lines(self) -> list[str]:
@@ -33,9 +36,12 @@ class RunLog:
         return [line for line in lines if line.endswith("}")]
 
     def write(self, step: int, **figures: Any) -> None:
-        """Appends one line; numbers also go to TensorBoard."""
+        """Appends one line; numbers also go to TensorBoard. A line that is there since before is not repeated."""
+        line = json.dumps({"step": step, **figures})
+        if line in self._kept:
+            return
         with self.path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps({"step": step, **figures}) + "\n")
+            file.write(line + "\n")
         for name, value in figures.items():
             if isinstance(value, int | float):
                 self._board.add_scalar(name, value, step)

@@ -6,9 +6,12 @@ pure function of (seed, step), and nothing else is random.
 
 from __future__ import annotations
 
+import contextlib
 import json
+import signal
+import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -81,17 +84,13 @@ class Trainer:
     """
 
     def __init__(self, settings: TrainSettings, out: Path, *, resume: bool = False) -> None:
-        torch.manual_seed(settings.seed)
-        torch.use_deterministic_algorithms(True, warn_only=True)
-        # filling fresh memory serves debugging only and costs 13 % of a step
-        torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
-        if settings.run.threads:
-            torch.set_num_threads(settings.run.threads)
         self.settings, self.out = settings, out
         self.device = _device(settings.run.device)
         self.train_set = self._open(settings.data.train, "train")
         self.val_set = self._open(settings.data.val or settings.data.train, "val")
-        self.network = build_network(settings, self.train_set.classes)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(settings.seed)
+            self.network = build_network(settings, self.train_set.classes)
         if settings.model.weights:
             self.network.load_backbone(settings.model.weights)
         freeze(self.network, settings.optim)
@@ -129,22 +128,25 @@ class Trainer:
             start_step=self.step,
         )
         bar = tqdm(total=self.total_steps, initial=self.step, unit="step", desc=self.network.name)
-        try:
-            with loader, bar:
-                self._steps(loader, bar)
-        except KeyboardInterrupt:
-            self.save_state()
-            raise
-        finally:
-            self.log.close()
-        return self._finish()
+        with _torch_settings(self.settings.run.threads):
+            try:
+                with loader, bar:
+                    self._steps(loader, bar)
+            except KeyboardInterrupt:
+                self.save_state()
+                raise
+            finally:
+                self.log.close()
+            return self._finish()
 
     def _steps(self, loader: BatchLoader[dict[str, NDArray[Any]]], bar: tqdm[Any]) -> None:
         run = self.settings.run
         train_mode(self.network, self.settings.optim)
         began, pictures = time.perf_counter(), 0
         while self.step < self.total_steps:
-            losses = self._step(next(loader))
+            items = next(loader)
+            with _interrupt_afterwards():
+                losses = self._step(items)
             pictures += self.settings.optim.batch_size
             bar.update()
             if self.step % run.log_every == 0 or self.step == self.total_steps:
@@ -197,9 +199,7 @@ class Trainer:
     def _evaluate(self, limit: int) -> dict[str, Any]:
         network = (self.average.network if self.settings.optim.ema_decay else self.network).cpu()
         runner = TorchRunner(network, self.train_set.classes, self.settings.decoder)
-        result = evaluate(
-            Predictor(runner), self.val_set, limit=limit, teacher_forced=True, progress="evaluate"
-        )
+        result = evaluate(Predictor(runner), self.val_set, limit=limit, teacher_forced=True, progress="evaluate")
         if self.settings.optim.ema_decay:
             self.average.network.to(self.device)
         else:
@@ -262,10 +262,59 @@ class Trainer:
                 expected="the settings of the interrupted run",
                 todo="resume with the same configuration, or choose another --out",
             )
-        self.network.load_state_dict(state["network"])
-        self.average.network.load_state_dict(state["average"])
-        self.optimizer.load_state_dict(state["optimizer"])
+        try:
+            self.network.load_state_dict(state["network"])
+            self.average.network.load_state_dict(state["average"])
+            self.optimizer.load_state_dict(state["optimizer"])
+        except (RuntimeError, ValueError) as error:
+            raise ArtifactError(
+                f"{self.out / STATE_FILE} does not fit the network.",
+                got=str(error).partition("\n")[0],
+                todo="the data's classes may have changed: choose another --out",
+            ) from error
         self.step, self.seconds = int(state["step"]), float(state["seconds"])
+
+
+@contextlib.contextmanager
+def _torch_settings(threads: int) -> Iterator[None]:
+    """Deterministic algorithms and the number of threads while a run lasts; what was set before comes back."""
+    debug = torch.utils.deterministic
+    before = (
+        torch.are_deterministic_algorithms_enabled(),
+        torch.is_deterministic_algorithms_warn_only_enabled(),
+        debug.fill_uninitialized_memory,  # type: ignore[attr-defined]
+        torch.get_num_threads(),
+    )
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    # filling fresh memory serves debugging only and costs 13 % of a step
+    debug.fill_uninitialized_memory = False  # type: ignore[attr-defined]
+    torch.set_num_threads(threads or before[3])
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before[0], warn_only=before[1])
+        debug.fill_uninitialized_memory = before[2]  # type: ignore[attr-defined]
+        torch.set_num_threads(before[3])
+
+
+@contextlib.contextmanager
+def _interrupt_afterwards() -> Iterator[None]:
+    """Holds Ctrl-C back until the block ends.
+
+    In the middle of a step BatchNorm statistics and part of the weights have moved already: a state saved there
+    would repeat them on resume. Outside the main thread no signal arrives, and nothing is done.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    asked: list[int] = []
+    before = signal.signal(signal.SIGINT, lambda number, _frame: asked.append(number))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+    if asked:
+        raise KeyboardInterrupt
 
 
 def _experiment(settings: dict[str, Any]) -> str:

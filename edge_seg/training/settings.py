@@ -143,7 +143,7 @@ def checked(settings: TrainSettings) -> TrainSettings:
     if optim.freeze_batchnorm == "auto":
         optim = replace(optim, freeze_batchnorm="backbone" if settings.model.weights else "none")
         settings = replace(settings, optim=optim)
-    if (optim.steps > 0) == (optim.epochs > 0):
+    if min(optim.steps, optim.epochs) < 0 or (optim.steps > 0) == (optim.epochs > 0):
         raise ConfigError(
             "The length of the training is not clear.",
             expected="either optim.steps or optim.epochs, greater than 0",
@@ -151,4 +151,6 @@ def checked(settings: TrainSettings) -> TrainSettings:
         )
     if optim.batch_size < 1 or optim.lr <= 0:
         raise ConfigError("optim.batch_size and optim.lr must be greater than 0.")
+    if settings.run.log_every < 1 or min(settings.run.save_every, settings.run.eval_every) < 0:
+        raise ConfigError("run.log_every must be 1 or more, run.save_every and run.eval_every 0 or more.")
     return settings

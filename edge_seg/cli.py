@@ -1,0 +1,322 @@
+"""The command line `edge-seg`: one verb is one function; heavy imports happen inside."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import click
+
+from edge_seg import __version__
+from edge_seg.errors import CheckFailed, EdgeSegError, InputError
+
+Document = dict[str, Any] | list[Any]
+_FILE = click.Path(path_type=Path)
+SCHEMES = ("fp32", "fp16", "w8_dynamic", "w8a8")
+
+
+def _emit(document: Document, text: str, as_json: bool) -> None:
+    click.echo(json.dumps(document, indent=2, ensure_ascii=False) if as_json else text)
+
+
+def _json_option(function: Callable[..., Any]) -> Callable[..., Any]:
+    return click.option("--json", "as_json", is_flag=True, help="Print one JSON document on stdout.")(function)
+
+
+def _set_option(function: Callable[..., Any]) -> Callable[..., Any]:
+    return click.option(
+        "--set",
+        "decoder",
+        multiple=True,
+        metavar="KEY=VALUE",
+        help="Decoder parameter instead of the contract's.",
+    )(function)
+
+
+def _decoder_params(texts: tuple[str, ...]) -> dict[str, Any]:
+    from edge_seg.config import apply_overrides
+
+    return apply_overrides({}, texts)
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.version_option(__version__)
+def cli() -> None:
+    """Panoptic and instance segmentation from PyTorch to TFLite on a phone, measured on the way.
+
+    Start with `edge-seg quickstart`, then `edge-seg train --help`.
+    """
+
+
+@cli.command()
+@click.argument("name", required=False)
+@click.option("--num-classes", default=133, show_default=True)
+@click.option("--input", "input_px", default=0, help="Side of the input in pixels; 0 takes the network's own.")
+@_json_option
+def models(name: str | None, num_classes: int, input_px: int, as_json: bool) -> None:
+    """List networks with their size and cost. Example: edge-seg models maskconver_mh_256 --num-classes 10."""
+    from edge_seg.models.base import MODELS
+    from edge_seg.models.describe import describe, table
+
+    rows = [describe(n, num_classes, input_px) for n in ([name] if name else MODELS.names())]
+    _emit(rows[0] if name else rows, table(rows), as_json)
+
+
+@cli.command()
+@click.argument("config", type=_FILE)
+@click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
+@click.option("--out", type=_FILE, required=True, help="Folder of the run.")
+@click.option("--resume", is_flag=True, help="Go on from the state in --out.")
+@_json_option
+def train(config: Path, overrides: tuple[str, ...], out: Path, resume: bool, as_json: bool) -> None:
+    """Train. Example: edge-seg train edge_seg/configs/quickstart_synthetic.toml optim.lr=0.001 --out runs/a."""
+    from edge_seg.training.loop import train as run
+    from edge_seg.training.settings import load_settings
+
+    done = run(load_settings(config, overrides), out, resume=resume)
+    document = {
+        "checkpoint": str(done.checkpoint),
+        "metrics": done.metrics,
+        "epochs": done.epochs,
+        "seconds": done.seconds,
+    }
+    _emit(document, f"PQ {done.metrics['pq']:.2f} after {done.seconds:.0f} s: {done.checkpoint}", as_json)
+
+
+@cli.command()
+@click.argument("checkpoint", type=_FILE)
+@click.option("--out", type=_FILE, required=True, help="Folder of the exported program.")
+@click.option("--fold/--no-fold", default=True, show_default=True, help="Let the decoder run the last 1x1 layers.")
+@_json_option
+def export(checkpoint: Path, out: Path, fold: bool, as_json: bool) -> None:
+    """Write model.pt2, contract.json and reference.npz. Example: edge-seg export runs/a/model.safetensors --out e."""
+    from edge_seg.export import export as run
+
+    done = run(checkpoint, out, fold=fold)
+    document = {"exported": str(done.exported), "contract": str(done.contract), "sha256": done.sha256}
+    _emit(document, f"{done.exported}\n{done.contract}", as_json)
+
+
+@cli.command()
+@click.argument("source", type=_FILE)
+@click.option("--scheme", "schemes", multiple=True, default=("fp32",), show_default=True, help=" | ".join(SCHEMES))
+@click.option("--route", default="litert", show_default=True)
+@click.option("--calibration", help="DATA whose train split calibrates w8a8.")
+@click.option("--calibration-images", default=64, show_default=True)
+@click.option("--out", type=_FILE, required=True)
+@_json_option
+def convert(
+    source: Path,
+    schemes: tuple[str, ...],
+    route: str,
+    calibration: str | None,
+    calibration_images: int,
+    out: Path,
+    as_json: bool,
+) -> None:
+    """Convert to TFLite. Example: edge-seg convert runs/a/model.safetensors --scheme w8a8 --calibration DIR --out t.
+
+    SOURCE is an exported folder or a checkpoint, which is exported first.
+    """
+    from edge_seg.steps import convert_source
+
+    done = convert_source(
+        source,
+        schemes,
+        out,
+        route=route,
+        calibration=calibration,
+        calibration_images=calibration_images,
+    )
+    rows = [c.to_json() for c in done]
+    text = "\n".join(f"{c.file}  {c.size_bytes / 1e6:.2f} MB  {c.seconds:.1f} s" for c in done)
+    _emit(rows[0] if len(rows) == 1 else rows, text, as_json)
+
+
+@cli.command()
+@click.argument("file", type=_FILE)
+@click.option("--against", type=_FILE, required=True, help="Exported folder the file was made from.")
+@click.option("--image", "images", type=_FILE, multiple=True, help="Also compare on this picture.")
+@_json_option
+def verify(file: Path, against: Path, images: tuple[Path, ...], as_json: bool) -> None:
+    """Compare a file's outputs with PyTorch's. Example: edge-seg verify t/a_fp16.tflite --against e."""
+    from edge_seg.steps import verify_file
+
+    report = verify_file(file, against, images)
+    _emit(report.to_json(), report.text(), as_json)
+    if not report.passed:
+        raise CheckFailed(f"{file.name} differs from PyTorch by more than its scheme allows.")
+
+
+@cli.command()
+@click.argument("file", type=_FILE)
+@click.option("--delegate", default="gpu", show_default=True)
+@_json_option
+def check(file: Path, delegate: str, as_json: bool) -> None:
+    """Say what a delegate would refuse, by rules, offline. Example: edge-seg check t/a_fp16.tflite --delegate gpu."""
+    from edge_seg.converters.delegates import check as run
+
+    verdict = run(file, delegate)
+    _emit(verdict.to_json(), verdict.text(), as_json)
+    if not verdict.fully_delegable:
+        raise CheckFailed(f"{len(verdict.refused)} operations of {file.name} would not run on {delegate}.")
+
+
+@cli.command()
+@click.argument("model", type=_FILE)
+@click.option("--data", required=True, help="DATA: synthetic:easy, synthetic:hard[:SEED], a folder or a JSON.")
+@click.option("--limit", default=0, help="Only this many pictures, evenly spread.")
+@click.option("--threads", default=2, show_default=True)
+@click.option("--controls", is_flag=True, help="Also score shifted masks and swapped classes.")
+@_set_option
+@_json_option
+def evaluate(
+    model: Path, data: str, limit: int, threads: int, controls: bool, decoder: tuple[str, ...], as_json: bool
+) -> None:
+    """Score a checkpoint or a .tflite. Example: edge-seg evaluate t/a_w8a8.tflite --data synthetic:easy."""
+    from edge_seg.steps import evaluate_model, evaluation_text
+
+    document = evaluate_model(
+        model, data, limit=limit, threads=threads, controls=controls, decoder=_decoder_params(decoder)
+    )
+    _emit(document, evaluation_text(document), as_json)
+
+
+@cli.command()
+@click.argument("model", type=_FILE)
+@click.argument("images", type=_FILE, nargs=-1, required=True)
+@click.option("--out", type=_FILE, required=True)
+@_set_option
+@_json_option
+def predict(model: Path, images: tuple[Path, ...], out: Path, decoder: tuple[str, ...], as_json: bool) -> None:
+    """Write overlay, id PNG and segments of pictures. Example: edge-seg predict t/a_fp32.tflite a.jpg --out p."""
+    from edge_seg.evaluation.predict import predict_files
+    from edge_seg.model_file import open_predictor
+
+    rows = predict_files(open_predictor(model, **_decoder_params(decoder)), images, out)
+    text = "\n".join(f"{r['image']}: {len(r['segments'])} segments, {r['run_ms']:.1f} ms" for r in rows)
+    _emit(rows, text, as_json)
+
+
+@cli.command()
+@click.argument("file", type=_FILE)
+@click.argument("images", type=_FILE, nargs=-1, required=True)
+@click.option("--out", type=_FILE, required=True)
+@_json_option
+def golden(file: Path, images: tuple[Path, ...], out: Path, as_json: bool) -> None:
+    """Write golden vectors for readers in other languages. Example: edge-seg golden t/a_w8a8.tflite a.jpg --out g."""
+    from edge_seg.evaluation.golden import write_golden
+    from edge_seg.model_file import open_predictor
+
+    files = write_golden(open_predictor(file), file, images, out)
+    _emit({"files": [str(f) for f in files]}, "\n".join(map(str, files)), as_json)
+
+
+@cli.command()
+@click.argument("files", type=_FILE, nargs=-1, required=True)
+@click.option("--profile", "profiles", multiple=True, default=("host_cpu_1t",), show_default=True)
+@click.option("--data", default="synthetic:easy", show_default=True, help="Pictures to run on.")
+@click.option("--images", "count", default=8, show_default=True)
+@click.option("--accuracy", type=_FILE, multiple=True, help="JSON of `evaluate` for the same file.")
+@click.option("--out", type=_FILE, required=True, help="Results (JSON).")
+@_json_option
+def benchmark(
+    files: tuple[Path, ...],
+    profiles: tuple[str, ...],
+    data: str,
+    count: int,
+    accuracy: tuple[Path, ...],
+    out: Path,
+    as_json: bool,
+) -> None:
+    """Measure latency on device profiles. Example: edge-seg benchmark t/a_fp32.tflite t/a_w8a8.tflite --out r.json."""
+    from edge_seg.benchmarks.bench import benchmark as run
+    from edge_seg.steps import benchmark_text, pictures
+
+    records = run(files, profiles, images=pictures(data, count, "val"), out=out, accuracy=accuracy, progress=sys.stderr)
+    _emit([r.to_json() for r in records], benchmark_text(records), as_json)
+
+
+@cli.command()
+@click.argument("name", required=False)
+@_json_option
+def profiles(name: str | None, as_json: bool) -> None:
+    """List device profiles. Example: edge-seg profiles host_cpu_1t."""
+    from dataclasses import asdict
+
+    from edge_seg.benchmarks.profile import load_profile, profile_names
+
+    rows = [asdict(load_profile(n)) for n in ([name] if name else profile_names())]
+    text = "\n".join(f"{r['name']:14} runner {r['runner']}, {r['threads']} threads" for r in rows)
+    _emit(rows[0] if name else rows, text, as_json)
+
+
+@cli.command()
+@click.argument("folder", type=_FILE)
+@click.option("--out", type=_FILE, help="HTML file; default FOLDER/report.html.")
+@_json_option
+def report(folder: Path, out: Path | None, as_json: bool) -> None:
+    """Write one self-contained HTML page from a run's folder. Example: edge-seg report runs/quickstart."""
+    from edge_seg.benchmarks.report import write_report
+
+    file = write_report(folder, out or folder / "report.html")
+    _emit({"file": str(file)}, str(file), as_json)
+
+
+@cli.command()
+@_json_option
+def doctor(as_json: bool) -> None:
+    """Say what is installed, what works here and how to get the rest. Example: edge-seg doctor --json."""
+    from dataclasses import asdict
+
+    from edge_seg.doctor import run_checks
+    from edge_seg.errors import MissingHere
+
+    checks = run_checks()
+    lines = [f"{'ok ' if c.ok else '-- '} {c.name:18} {c.detail}" + ("" if c.ok else f"\n     {c.fix}") for c in checks]
+    _emit({"checks": [asdict(c) for c in checks]}, "\n".join(lines), as_json)
+    missing = [c.name for c in checks if c.required and not c.ok]
+    if missing:
+        raise MissingHere(f"Not working here: {', '.join(missing)}.", todo="see the lines above")
+
+
+@cli.command()
+@click.option("--data", default="synthetic:easy", show_default=True, help="DATA to train and score on.")
+@click.option("--model", "name", default="", help="Network; default is the recipe's.")
+@click.option("--config", type=_FILE, help="Training recipe; default fits --data.")
+@click.option("--out", type=_FILE, default=Path("runs/quickstart"), show_default=True)
+@click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
+@_json_option
+def quickstart(data: str, name: str, config: Path | None, out: Path, overrides: tuple[str, ...], as_json: bool) -> None:
+    """The whole chain, small, in minutes. Example: edge-seg quickstart --data FOLDER model.weights=W.safetensors.
+
+    Trains, exports, converts four schemes, verifies, checks, scores, benchmarks, predicts and writes a report.
+    """
+    from edge_seg.quickstart import quickstart as run
+
+    document = run(data, out, config=config, model=name, overrides=overrides)
+    pq = ", ".join(f"{k} {v:.1f}" for k, v in document["pq"].items())
+    _emit(document, f"PQ: {pq}\n{document['report']}", as_json)
+
+
+def main() -> None:
+    """Runs the command line and turns errors into messages and exit codes."""
+    try:
+        code = cli.main(standalone_mode=False)
+    except EdgeSegError as error:
+        click.echo(f"error: {error}", err=True)
+        sys.exit(error.exit_code)
+    except (click.exceptions.Abort, KeyboardInterrupt):
+        click.echo("interrupted; what was finished is kept, `--resume` goes on where there is one", err=True)
+        sys.exit(130)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(InputError.exit_code)
+    sys.exit(code if isinstance(code, int) else 0)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,159 @@
+"""The results block of the README, made from committed JSON: `python -m edge_seg.results_table README.md results`.
+
+Read are documents as `edge-seg evaluate --json` prints them, with a key `name` added, and lists of records as
+`edge-seg benchmark` writes them. No figure of the README is typed by hand.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from edge_seg.artifact import read_json, write_bytes
+from edge_seg.errors import EdgeSegError, InputError
+
+BEGIN = "<!-- results:begin -->"
+END = "<!-- results:end -->"
+NOTHING = "Not measured yet."
+_SCORES = ("pq", "sq", "rq", "pq_th", "pq_st", "pq_teacher_forced")
+
+
+def results_markdown(folder: Path) -> str:
+    """Returns the tables of a results folder as Markdown.
+
+    Args:
+        folder: Holds `*.json`; it may be missing or empty.
+
+    Raises:
+        InputError: A file is neither an evaluation with a name nor a list of benchmark records.
+    """
+    evaluations: list[Mapping[str, Any]] = []
+    records: list[Mapping[str, Any]] = []
+    for path in sorted(folder.glob("*.json")):
+        document = read_json(path, "result")
+        if isinstance(document, list) and all(_has(row, "median_ms", "profile", "kind") for row in document):
+            records += document
+        elif _has(document, "name", "pq", "images", "data"):
+            evaluations.append(document)
+        else:
+            raise InputError(
+                f"{path} is not a result.",
+                expected="an evaluation with a name, or a list of benchmark records",
+                got=", ".join(document)[:80] if isinstance(document, dict) else type(document).__name__,
+                todo="write it with `edge-seg evaluate --json` or `edge-seg benchmark`",
+            )
+    return "\n\n".join([*_accuracy(evaluations), *_latency(records)]) or NOTHING
+
+
+def replace_block(text: str, block: str) -> str:
+    """Returns `text` with everything between the two marks replaced by `block`.
+
+    Raises:
+        InputError: The marks are not there exactly once and in order.
+    """
+    head, begin, rest = text.partition(BEGIN)
+    _, end, tail = rest.partition(END)
+    if not begin or not end or BEGIN in rest or END in head + tail:
+        raise InputError("The text has no results block.", expected=f"one {BEGIN} and then one {END}")
+    return f"{head}{BEGIN}\n{block}\n{END}{tail}"
+
+
+def _has(document: Any, *keys: str) -> bool:
+    return isinstance(document, Mapping) and all(key in document for key in keys)
+
+
+def _accuracy(evaluations: Sequence[Mapping[str, Any]]) -> list[str]:
+    """One table per data set; the pictures and their fingerprint stand above it."""
+    tables = []
+    for key in dict.fromkeys(_data_key(e) for e in evaluations):
+        rows = [e for e in evaluations if _data_key(e) == key]
+        data, images, fingerprint = key
+        head = f"**Accuracy** on `{data}` (`val`, {images} pictures, data sha256 `{fingerprint[:12]}`), in percent."
+        tables.append(f"{head} PQ with its 95 % interval (bootstrap over pictures).")
+        columns = ("network", "scheme", "PQ", "SQ", "RQ", "PQ things", "PQ stuff", "PQ, true centres", "sha256")
+        tables.append(_table(columns, [_evaluation_row(e) for e in rows]))
+    return tables
+
+
+def _data_key(evaluation: Mapping[str, Any]) -> tuple[str, int, str]:
+    """The data set by the name of its folder: where it lay on a disk is nobody's business."""
+    data = str(evaluation["data"])
+    name = data if data.startswith("synthetic:") else Path(data).name
+    return name, int(evaluation["images"]), str(evaluation.get("data_sha256", ""))
+
+
+def _evaluation_row(evaluation: Mapping[str, Any]) -> list[str]:
+    scores = [_number(evaluation.get(key), 2) for key in _SCORES]
+    if "pq_ci95" in evaluation:
+        low, high = evaluation["pq_ci95"]
+        scores[0] += f" [{low:.1f}, {high:.1f}]"
+    sha256 = str(evaluation.get("file_sha256", ""))[:12]
+    return [str(evaluation["name"]), f"`{evaluation.get('scheme', '')}`", *scores, f"`{sha256}`"]
+
+
+def _latency(records: Sequence[Mapping[str, Any]]) -> list[str]:
+    """One table per device and runtime; a record that broke its protocol says so."""
+    tables = []
+    for key in dict.fromkeys(_machine(r) for r in records):
+        rows = [r for r in records if _machine(r) == key]
+        tables.append(f"**Latency** of one picture on {key}: write the input, run, read every output.")
+        columns = ("network", "scheme", "MB", "profile", "median ms", "p90 ms", "runs", "kind", "sha256")
+        tables.append(_table(columns, [_record_row(r) for r in rows]))
+    return tables
+
+
+def _machine(record: Mapping[str, Any]) -> str:
+    device, runtime = record.get("device", {}), record.get("runtime", {})
+    cpu = device.get("cpu") or device.get("soc") or device.get("name") or "an unnamed device"
+    return f"{cpu}, {runtime.get('name', 'runtime')} {runtime.get('version', 'of unknown version')}"
+
+
+def _record_row(record: Mapping[str, Any]) -> list[str]:
+    low, high = record["ci95_median_ms"]
+    kind = record["kind"] if record.get("valid") else f"{record['kind']}, not valid"
+    return [
+        str(record["model"]),
+        f"`{record['scheme']}`",
+        _number(record["size_bytes"] / 1e6, 2),
+        f"`{record['profile']}`",
+        f"{record['median_ms']:.2f} [{low:.2f}, {high:.2f}]",
+        _number(record.get("p90_ms"), 2),
+        str(record.get("n", "")),
+        kind,
+        f"`{str(record.get('sha256', ''))[:12]}`",
+    ]
+
+
+def _number(value: float | None, digits: int) -> str:
+    return "" if value is None else f"{value:.{digits}f}"
+
+
+def _table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    ruler = ["---"] * len(columns)
+    cells = [[cell.replace("|", "\\|") for cell in row] for row in (columns, ruler, *rows)]
+    return "\n".join(f"| {' | '.join(row)} |" for row in cells)
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Rewrites the block of a Markdown file; returns the exit code.
+
+    Args:
+        arguments: The Markdown file and the folder of results.
+    """
+    if len(arguments) != 2:
+        print("usage: python -m edge_seg.results_table README.md results", file=sys.stderr)
+        return InputError.exit_code
+    readme, folder = Path(arguments[0]), Path(arguments[1])
+    try:
+        text = replace_block(readme.read_text(encoding="utf-8"), results_markdown(folder))
+        write_bytes(readme, text.encode())
+    except EdgeSegError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return error.exit_code
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,173 @@
+"""Steps of the chain as plain functions: what a verb of the command line does, without printing."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edge_seg.artifact import sha256_of
+from edge_seg.contract import Contract
+from edge_seg.data.images import read_image
+from edge_seg.data.sample import Dataset
+from edge_seg.data.source import open_dataset
+from edge_seg.evaluation.controls import shift_masks, swap_classes
+from edge_seg.evaluation.evaluate import Control, evaluate, spread
+from edge_seg.letterbox import letterbox_image
+from edge_seg.model_file import open_predictor
+
+if TYPE_CHECKING:
+    from edge_seg.benchmarks.result import Record
+    from edge_seg.converters.convert import Converted
+    from edge_seg.converters.verify import VerifyReport
+
+Split = Literal["train", "val"]
+SHIFT_PX = 8
+
+
+def pictures(data: str, count: int, split: Split) -> list[NDArray[np.uint8]]:
+    """Returns `count` images of a data set, evenly spread, each [H, W, 3] uint8."""
+    dataset = open_dataset(data, split=split)
+    return [dataset[i].image_hwc_u8 for i in spread(len(dataset), count)]
+
+
+def letterboxed(contract: Contract, images: Sequence[NDArray[np.uint8]]) -> list[NDArray[np.uint8]]:
+    """Returns images as the network's input, each [H, W, 3] uint8."""
+    fill = contract.preprocess.fill_rgb
+    return [letterbox_image(image, contract.input_wh_px, fill)[0] for image in images]
+
+
+def convert_source(
+    source: Path,
+    schemes: Sequence[str],
+    out: Path,
+    *,
+    route: str = "litert",
+    calibration: str | None = None,
+    calibration_images: int = 64,
+) -> list[Converted]:
+    """Converts an exported folder or a checkpoint to one file per scheme.
+
+    Args:
+        source: Exported folder, or a checkpoint that is exported first (beside the results).
+        schemes: Names of schemes.
+        out: Folder of the results.
+        route: Converter.
+        calibration: DATA argument whose train split calibrates static schemes.
+        calibration_images: Pictures used for it.
+
+    Raises:
+        EdgeSegError: Anything is missing or broken; finished files are kept.
+    """
+    from edge_seg.converters.convert import convert_many
+
+    if source.is_file():
+        from edge_seg.export import export
+
+        source = export(source, out / "exported").folder
+    samples = None
+    if calibration is not None:
+        contract = Contract.load(source / "contract.json")
+        samples = letterboxed(contract, pictures(calibration, calibration_images, "train"))
+    done: list[Converted] = convert_many(source, schemes, out=out, route=route, calibration=samples)
+    return done
+
+
+def verify_file(file: Path, against: Path, images: Sequence[Path] = ()) -> VerifyReport:
+    """Compares a converted file with the exported folder it came from.
+
+    Args:
+        file: `.tflite`.
+        against: Exported folder.
+        images: Pictures to compare on besides the seeded reference inputs.
+    """
+    from edge_seg.converters.verify import verify
+
+    contract = Contract.load(against / "contract.json")
+    photos = letterboxed(contract, [read_image(p) for p in images])
+    return verify(file, against, images=photos or None)
+
+
+def control_damages(dataset: Dataset) -> dict[str, Control]:
+    """Returns two damages that a working metric must punish: masks shifted by 8 px, two classes swapped.
+
+    The swapped classes are the two most frequent things. A swap takes 2 / (number of classes) of the overall PQ at
+    most, so the quality of the two classes is reported apart.
+    """
+    counts = np.zeros(len(dataset.classes), np.int64)
+    for index in spread(len(dataset), 32):
+        for segment in dataset[index].segments:
+            counts[segment.class_index] += 1
+    things = [i for i, c in enumerate(dataset.classes) if c.isthing]
+    a, b = sorted(things, key=lambda i: -counts[i])[:2]
+    names = f"swap {dataset.classes[a].name} and {dataset.classes[b].name}"
+    return {
+        f"shift by {SHIFT_PX} px": Control(lambda result: shift_masks(result, SHIFT_PX)),
+        names: Control(lambda result: swap_classes(result, a, b), (a, b)),
+    }
+
+
+def evaluate_model(
+    model: Path,
+    data: str,
+    *,
+    limit: int = 0,
+    threads: int = 2,
+    controls: bool = False,
+    decoder: dict[str, Any] | None = None,
+) -> dict[str, Any]:
+    """Scores a checkpoint or a converted file on the `val` split of a data set; returns plain JSON types."""
+    dataset = open_dataset(data, split="val")
+    predictor = open_predictor(model, threads=threads, **(decoder or {}))
+    result = evaluate(
+        predictor,
+        dataset,
+        limit=limit,
+        teacher_forced=predictor.contract.decoder.name == "maskconver",
+        controls=control_damages(dataset) if controls else None,
+        progress=f"evaluate {model.name}",
+    )
+    return result.to_json(
+        model=model.name,
+        file_sha256=sha256_of(model),
+        scheme=predictor.contract.model.scheme,
+        data=data,
+        data_sha256=dataset.fingerprint(),
+        decoder=dict(predictor.contract.decoder.params),
+    )
+
+
+def evaluation_text(document: dict[str, Any]) -> str:
+    """Returns an evaluation as text for people."""
+    low, high = document["pq_ci95"]
+    lines = [
+        f"PQ {document['pq']:.2f} [{low:.1f}, {high:.1f}]  SQ {document['sq']:.2f}  RQ {document['rq']:.2f}  "
+        f"things {document['pq_th']:.2f}  stuff {document['pq_st']:.2f}  on {document['images']} images"
+    ]
+    if "pq_teacher_forced" in document:
+        lines.append(f"PQ with true centres {document['pq_teacher_forced']:.2f}")
+    for name, row in document.get("controls", {}).items():
+        hit = ""
+        if "classes" in row:
+            hit = f"; of the two classes {row['pq_classes_before']:.2f} -> {row['pq_classes']:.2f}"
+        lines.append(f"PQ after {name}: {row['pq']:.2f}{hit}")
+    lines += [
+        f"  {r['name']:28} PQ {r['pq']:6.2f}  tp {r['tp']:5} fp {r['fp']:5} fn {r['fn']:5}"
+        for r in document["per_class"]
+        if r["pq"] is not None
+    ]
+    return "\n".join(lines)
+
+
+def benchmark_text(records: Sequence[Record]) -> str:
+    """Returns benchmark records as aligned text."""
+    rows = [r.to_json() for r in records]
+    return "\n".join(
+        f"{r['model']:32} {r['scheme']:10} {r['profile']:12} median {r['median_ms']:.2f} ms "
+        f"[{r['ci95_median_ms'][0]:.2f}, {r['ci95_median_ms'][1]:.2f}]  n {r['n']}"
+        + ("" if r["valid"] else "  NOT VALID: " + "; ".join(r["warnings"]))
+        for r in rows
+    )
