@@ -71,7 +71,7 @@ class TorchRunner:
     """Runs a PyTorch network like a converted file.
 
     Args:
-        network: The network; a copy is not made.
+        network: The network; its body is copied.
         classes: Its classes.
         decoder: Decoder settings of the recipe.
         fold: Whether the exact foldings of the export are applied.

@@ -44,7 +44,7 @@ class Backbone(nn.Module):
         """Maps a normalised image [N, 3, H, W] to maps at stride 8 and 16."""
         raise NotImplementedError
 
-    def frozen_prefixes(self, stages: int) -> tuple[str, ...]:
+    def frozen_paths(self, stages: int) -> tuple[str, ...]:
         """Returns the module paths of the first `stages` stages, for freezing them in training."""
         return tuple(stage.path for stage in self.stages[:stages])
 

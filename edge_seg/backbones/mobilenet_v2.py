@@ -100,6 +100,10 @@ class MobileNetV2(Backbone):
         self.blocks = nn.ModuleList(blocks)
         self.stages = tuple(stages)
 
+    def frozen_paths(self, stages: int) -> tuple[str, ...]:
+        """Returns the module paths of the first `stages` stages; the stem's BatchNorm goes with the stem."""
+        return ("bn1", *super().frozen_paths(stages)) if stages else ()
+
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Maps a normalised image to ([N, 32, H/8, W/8], [N, 320, H/16, W/16])."""
         x = self.act1(self.bn1(self.conv_stem(x)))

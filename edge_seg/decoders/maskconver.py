@@ -8,12 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from edge_seg.contract import Contract
 from edge_seg.decoders.base import DECODERS, PanopticResult, Raw, SegmentResult, segment_boxes_px
+from edge_seg.errors import InputError
 from edge_seg.letterbox import Letterbox
 
 Array = NDArray[np.float32]
@@ -39,7 +41,7 @@ class MaskConverDecoder:
     """
 
     def __init__(self, contract: Contract, constants: Mapping[str, Array]) -> None:
-        self.params = dict(contract.decoder.params)
+        self.params = checked_params(contract.decoder.params)
         self.constants = constants
         self.isthing = np.array([c.isthing for c in contract.classes])
         self._output = {o.role: o.name for o in contract.outputs}
@@ -52,7 +54,7 @@ class MaskConverDecoder:
         """Finds the 3x3 peaks of every class and keeps the best `top_k` above the score threshold."""
         logits = raw[self._output["heatmap"]][0]
         floor = _logit(self.params["score_threshold"])
-        peak = (logits >= _max3x3(logits)) & (logits > floor)
+        peak = _peaks(logits) & (logits > floor)
         if self.params["one_peak_per_stuff_class"]:
             peak &= self.isthing | (logits == logits.max(axis=(0, 1)))
         y, x, class_index = np.nonzero(peak)
@@ -82,10 +84,7 @@ class MaskConverDecoder:
         features = raw[self._output["mask_features"]][0]
         height, width, channels = features.shape
         kernel = self._kernels(raw[self._output["embedding"]][0], proposals)
-        main, amplitude = (
-            kernel[:, : len(self._class_embedding[0])],
-            kernel[:, len(self._class_embedding[0]) :],
-        )
+        main, amplitude = np.split(kernel, [self._class_embedding.shape[1]], axis=1)
         offset: Array | np.float32 = np.float32(0)
         if "mask_predict.weight" in self.constants:
             offset = main @ self.constants["mask_predict.bias"]
@@ -163,6 +162,29 @@ class MaskConverDecoder:
         return PanopticResult(id_map, segments)
 
 
+_RANGES = {
+    "top_k": (0, 10_000),
+    "score_threshold": (0.0, 1.0),
+    "score_exponent": (0.0, 10.0),
+    "overlap_threshold": (0.0, 1.0),
+    "min_area_share": (0.0, 1.0),
+    "mask_threshold": (0.0, 1.0),
+}
+
+
+def checked_params(params: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the decoder's parameters; raises InputError for one that is missing or out of range."""
+    for name, (low, high) in _RANGES.items():
+        if name not in params or not low <= params[name] <= high:
+            raise InputError(
+                f"The decoder parameter {name!r} is out of range.",
+                expected=f"{low} to {high}",
+                got=repr(params.get(name)),
+                todo="correct the recipe's [decoder] section or the --set option",
+            )
+    return dict(params)
+
+
 def position_logits(
     amplitude: Array, cell: NDArray[np.int64], size_hw: tuple[int, int], wavelengths_cells: list[float]
 ) -> Array:
@@ -232,11 +254,19 @@ def _first_of_stuff(class_index: NDArray[np.int64], isthing: NDArray[np.bool_]) 
     return np.flatnonzero(first | isthing[class_index])
 
 
-def _max3x3(x_hwc: Array) -> Array:
-    """3x3 maximum of each channel, same size."""
+def _peaks(x_hwc: Array) -> NDArray[np.bool_]:
+    """Cells that are the 3x3 maximum of their channel; of equal neighbours only the first in reading order is one.
+
+    Ties are common on an int8 grid, where two cells of one object often share the largest value.
+    """
+    height, width = x_hwc.shape[:2]
     padded = np.pad(x_hwc, ((1, 1), (1, 1), (0, 0)), constant_values=-np.inf)
-    rows = np.maximum(np.maximum(padded[:-2], padded[1:-1]), padded[2:])
-    return np.maximum(np.maximum(rows[:, :-2], rows[:, 1:-1]), rows[:, 2:])
+    peak = np.ones(x_hwc.shape, bool)
+    for dy, dx in ((-1, -1), (-1, 0), (-1, 1), (0, -1)):
+        earlier = padded[1 + dy : 1 + dy + height, 1 + dx : 1 + dx + width]
+        later = padded[1 - dy : 1 - dy + height, 1 - dx : 1 - dx + width]
+        peak &= (x_hwc > earlier) & (x_hwc >= later)
+    return peak
 
 
 def _logit(p: float) -> np.float32:

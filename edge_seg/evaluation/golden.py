@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,6 +18,15 @@ from edge_seg.data.images import read_image
 from edge_seg.evaluation.predict import require_distinct_names
 from edge_seg.evaluation.predictor import Predictor
 from edge_seg.letterbox import letterbox_image
+
+
+@runtime_checkable
+class StoredOutputs(Protocol):
+    """A runner that keeps its last outputs in the file's own dtype (integers of a quantised file)."""
+
+    def raw_outputs(self) -> dict[str, NDArray[Any]]:
+        """Returns the last outputs by contract name, not dequantised."""
+        ...
 
 
 def write_golden(predictor: Predictor, model: Path, images: Sequence[Path], out: Path) -> list[Path]:
@@ -66,6 +75,9 @@ def _write_picture(predictor: Predictor, path: Path, out: Path, files: list[Path
         "id_map": prediction.result.id_map_hw_i32,
         **{f"output_{k}": v for k, v in prediction.raw.items()},
     }
+    if isinstance(predictor.runner, StoredOutputs):
+        stored = predictor.runner.raw_outputs()
+        arrays |= {f"stored_{k}": v for k, v in stored.items() if v.dtype != np.float32}
     entries = []
     for name, array in arrays.items():
         file = out / f"{path.stem}.{name}.bin"

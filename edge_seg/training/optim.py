@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from edge_seg.backbones.base import Backbone
 from edge_seg.models.base import Network
 from edge_seg.training.settings import OptimSettings
 
@@ -89,18 +90,22 @@ class Average:
 def freeze(network: Network, settings: OptimSettings) -> None:
     """Freezes the leading backbone stages and sets the momentum of live BatchNorm layers."""
     backbone = network.body.get_submodule("backbone")
-    prefixes = backbone.frozen_prefixes(settings.freeze_stages)  # type: ignore[operator]
-    names = (*prefixes, "bn1") if prefixes else ()
-    for name, parameter in backbone.named_parameters():
-        if any(name == n or name.startswith(n + ".") for n in names):
-            parameter.requires_grad_(False)
+    for path in _frozen_paths(backbone, settings):
+        backbone.get_submodule(path).requires_grad_(False)
     for module in network.modules():
         if isinstance(module, nn.BatchNorm2d):
             module.momentum = settings.batchnorm_momentum
 
 
+def _frozen_paths(backbone: nn.Module, settings: OptimSettings) -> tuple[str, ...]:
+    return backbone.frozen_paths(settings.freeze_stages) if isinstance(backbone, Backbone) else ()
+
+
 def train_mode(network: Network, settings: OptimSettings) -> None:
     """Puts the network into training mode, except the parts whose BatchNorm statistics are frozen."""
     network.train()
+    backbone = network.body.get_submodule("backbone")
     if settings.freeze_batchnorm == "backbone":
-        network.body.get_submodule("backbone").eval()
+        backbone.eval()
+    for path in _frozen_paths(backbone, settings):
+        backbone.get_submodule(path).eval()

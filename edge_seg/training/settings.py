@@ -57,7 +57,7 @@ class OptimSettings:
         lr: Peak learning rate.
         backbone_lr_scale: Factor for the backbone.
         weight_decay: Decay of convolution and linear kernels and of the class embedding.
-        warmup_steps: Linear warm-up from 0.
+        warmup_steps: Linear warm-up; the first step takes 1 / warmup_steps of the peak.
         clip_norm: Largest gradient norm; 0 is off.
         ema_decay: Decay of the averaged weights, warmed up by (1 + step) / (10 + step); 0 is off.
         freeze_stages: Leading backbone stages that are not trained.

@@ -1,0 +1,269 @@
+"""MaskConver: published sizes and costs, exact foldings, NumPy masks against the torch criterion."""
+
+import copy
+import dataclasses
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from edge_seg.contract import ClassInfo
+from edge_seg.data.sample import Segment
+from edge_seg.data.transforms import TrainCrop
+from edge_seg.decoders.maskconver import MaskConverDecoder, Proposals
+from edge_seg.errors import ConfigError
+from edge_seg.evaluation.predictor import Predictor
+from edge_seg.export import TorchRunner, make_contract
+from edge_seg.models.base import MODELS, conv_macs
+
+CLASSES = tuple(ClassInfo(i + 1, f"c{i}", i < 4, (i, i, i)) for i in range(7))
+OPTIONS = [
+    {"class_embedding": "multiply", "relative_position": True},
+    {"class_embedding": "multiply", "relative_position": False},
+    {"class_embedding": "add", "relative_position": True},
+    {"class_embedding": "add", "relative_position": False},
+]
+
+
+def published(num_classes: int, input_px: int) -> nn.Module:
+    with torch.device("meta"):
+        return MODELS["maskconver_mh_640"](num_classes, input_px, relative_position=False)
+
+
+def params_m(*modules: nn.Module) -> float:
+    return round(sum(p.numel() for m in modules for p in m.parameters()) / 1e6, 3)
+
+
+def test_parts_have_the_published_number_of_parameters():
+    net = published(201, 640)
+    body = net.body
+    assert params_m(body.backbone) == 1.634
+    assert params_m(body.aspp) == 0.916
+    assert params_m(body.heat_head, body.embedding_head, body.mask_head) == 0.709
+    # class embedding 201 * 256, two 256 x 256 layers with bias, LayerNorm
+    assert sum(p.numel() for p in net.mask_embedding.parameters()) == 201 * 256 + 2 * (65536 + 256) + 512
+
+
+@pytest.mark.parametrize(("num_classes", "params"), [(201, 3_441_897), (133, 3_407_013)])
+def test_totals_have_the_published_number_of_parameters(num_classes, params):
+    assert sum(p.numel() for p in published(num_classes, 640).parameters()) == params
+
+
+@pytest.mark.parametrize(
+    ("input_px", "backbone", "aspp", "heads"), [(640, 3.818, 1.278, 4.481), (256, 0.611, 0.205, 0.717)]
+)
+def test_parts_cost_the_published_multiplications(input_px, backbone, aspp, heads):
+    counts = conv_macs(MODELS["maskconver_mh_640"](201, relative_position=False).body, input_px)
+    parts = {"backbone": 0, "aspp": 0, "head": 0}
+    for path, count in counts.items():
+        parts["head" if "_head." in path else path.split(".")[0]] += count
+    assert {k: round(v / 1e9, 3) for k, v in parts.items()} == {"backbone": backbone, "aspp": aspp, "head": heads}
+
+
+@pytest.mark.parametrize(
+    ("num_classes", "input_px", "gmac"),
+    [(201, 640, 9.666), (201, 256, 1.552), (133, 640, 9.554), (133, 256, 1.534)],
+)
+def test_totals_cost_the_published_multiplications(num_classes, input_px, gmac):
+    net = MODELS["maskconver_mh_640"](num_classes, input_px, relative_position=False)
+    assert round(net.macs()["macs"] / 1e9, 3) == gmac
+
+
+@pytest.mark.parametrize("wavelengths", [0, 5])
+def test_the_graph_saves_two_layers_and_the_decoder_pays_for_the_centres_only(wavelengths):
+    """By hand: 50 centres, 32 x 32 cells, kernels of 256 plus 4 for each wavelength."""
+    macs = MODELS["maskconver_mh_256"](7, relative_position=wavelengths > 0).macs()
+    cells, k, kernel = 32 * 32, 50, 256 + 4 * wavelengths
+    mlp, product = k * (256 * 256 + 256 * kernel), k * cells * kernel
+    assert macs["macs_graph"] == macs["macs"] - (mlp + product) - 2 * cells * 256 * 256
+    assert macs["macs_decoder"] == mlp + product + k * 2 * 256 * 256
+
+
+def test_the_wider_kernels_of_strided_convolutions_count_as_they_run():
+    """MobileNetV2's four strided 3x3 convolutions are exported as 4x4: 7 more taps for each of their outputs."""
+    macs = MODELS["maskconver_mnv2_256"](7, relative_position=False).macs()
+    body_macs = sum(conv_macs(MODELS["maskconver_mnv2_256"](7, relative_position=False).body, 256).values())
+    extra = 7 * (32 * 3 * 128**2 + 96 * 64**2 + 144 * 32**2 + 192 * 16**2)
+    assert macs["macs_graph"] == body_macs - 2 * 32 * 32 * 256 * 256 + extra
+
+
+def test_the_heat_map_starts_at_its_prior():
+    torch.manual_seed(0)
+    net = MODELS["maskconver_mnv2_256"](7, 64)
+    heat = net.body.heat_head.predict
+    assert torch.allclose(heat.bias, torch.full((7,), -2.19))
+    assert 0.005 < heat.weight.std() < 0.015
+    assert net.mask_embedding.class_embedding.weight.abs().max() <= 0.05
+    assert net.mask_embedding.norm.eps == 1e-6
+
+
+def trained(seed: int = 0, **options) -> nn.Module:
+    """A network whose every tensor, also of BatchNorm and the prediction layers, says something."""
+    torch.manual_seed(seed)
+    net = MODELS["maskconver_mnv2_256"](len(CLASSES), 64, width=32, head_kernel=3, **options)
+    for module in net.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.running_mean.normal_(0, 0.1)
+            module.running_var.uniform_(0.5, 1.5)
+            nn.init.uniform_(module.weight, 0.7, 1.3)
+            nn.init.normal_(module.bias, 0.2, 0.1)
+    for name, parameter in net.named_parameters():
+        if "predict" in name or "mask_embedding" in name:
+            nn.init.normal_(parameter, 0.0, 0.3)
+    return net.eval()
+
+
+PROPOSALS = Proposals(
+    np.array([0, 63, 9, 36, 36]), np.array([0, 6, 3, 2, 5]), np.array([0.9, 0.8, 0.7, 0.6, 0.5], np.float32)
+)
+
+
+def masks_by_numpy(net: nn.Module, image: np.ndarray, **fold: bool) -> np.ndarray:
+    graph = net.export_graph(**fold)
+    decoder = MaskConverDecoder(make_contract(net, graph, CLASSES, {}), graph.constants)
+    with torch.inference_mode():
+        raw = graph.body(torch.from_numpy(image)[None].permute(0, 3, 1, 2).float())
+    return decoder.mask_logits({k: v.permute(0, 2, 3, 1).numpy() for k, v in raw.items()}, PROPOSALS)
+
+
+@torch.no_grad()
+def masks_by_hand(net: nn.Module, image: np.ndarray) -> np.ndarray:
+    """The paper's product, one centre at a time, in float64 after the body."""
+    raw = net.body(torch.from_numpy(image)[None].permute(0, 3, 1, 2).float())
+    e, m = raw["embedding"][0].flatten(1).double(), raw["mask_features"][0].double()
+    net = copy.deepcopy(net).double()
+    emb, width, out = net.mask_embedding, 32, []
+    for cell, class_index in zip(PROPOSALS.cell, PROPOSALS.class_index, strict=True):
+        c = emb.class_embedding.weight[class_index]
+        z = e[:, cell] * c if net.options.class_embedding == "multiply" else e[:, cell] + c
+        z = emb.fc1.weight @ z + emb.fc1.bias
+        z = (z - z.mean()) / torch.sqrt(z.var(unbiased=False) + 1e-6) * emb.norm.weight + emb.norm.bias
+        z = emb.fc2.weight @ z.clamp(min=0) + emb.fc2.bias
+        logits = torch.einsum("c,chw->hw", z[:width], m)
+        if net.options.relative_position:
+            y0, x0 = divmod(int(cell), 8)
+            for index, wave in enumerate((4, 8, 16, 32, 64)):
+                a = z[width + 4 * index :][:4]
+                for y in range(8):
+                    for x in range(8):
+                        u, v = 2 * np.pi * (x - x0) / wave, 2 * np.pi * (y - y0) / wave
+                        logits[y, x] += a[0] * np.cos(u) + a[1] * np.sin(u) + a[2] * np.cos(v) + a[3] * np.sin(v)
+        out.append(logits.numpy())
+    return np.stack(out)
+
+
+@pytest.fixture(scope="module")
+def image():
+    return np.random.default_rng(5).integers(0, 256, (64, 64, 3), np.uint8)
+
+
+@pytest.mark.parametrize("options", OPTIONS, ids=str)
+def test_masks_are_the_papers_product_and_both_foldings_are_exact(options, image):
+    net = trained(**options)
+    truth = masks_by_hand(net, image)
+    scale = np.abs(truth).max()
+    assert scale > 0.5
+    for lazy in (False, True):
+        for fold in (False, True):
+            got = masks_by_numpy(net, image, lazy_embedding=lazy, fold_mask=fold)
+            assert np.abs(got - truth).max() <= 1e-5 * scale, (lazy, fold)
+
+
+@pytest.mark.parametrize("options", OPTIONS, ids=str)
+def test_the_decoder_masks_equal_the_criterion_masks(options, image):
+    """Two implementations: NumPy after export, torch in training."""
+    net = trained(seed=1, **options)
+    criterion = net.criterion({"mask_stride_px": 8}, CLASSES)
+    slots = {
+        "class_index": torch.from_numpy(np.append(PROPOSALS.class_index, -1))[None],
+        "cell": torch.from_numpy(np.append(PROPOSALS.cell, 0))[None],
+    }
+    with torch.inference_mode():
+        raw = net.body(torch.from_numpy(image)[None].permute(0, 3, 1, 2).float())
+        torch_logits, picture = criterion.mask_logits(net, raw, slots)
+    numpy_logits = masks_by_numpy(net, image)
+    assert picture.tolist() == [0] * 5
+    assert np.abs(torch_logits.numpy() - numpy_logits).max() <= 1e-5 * np.abs(numpy_logits).max()
+
+
+def test_masks_of_a_batch_belong_to_their_own_pictures():
+    net = trained(seed=2)
+    criterion = net.criterion({}, CLASSES)
+    x = torch.rand(3, 3, 64, 64) * 255
+    slots = {"class_index": torch.tensor([[1, 2], [-1, -1], [5, -1]]), "cell": torch.tensor([[7, 40], [0, 0], [3, 0]])}
+    with torch.inference_mode():
+        together, picture = criterion.mask_logits(net, net.body(x), slots)
+        alone = []
+        for n in range(3):
+            one = {k: v[n : n + 1] for k, v in slots.items()}
+            alone.append(criterion.mask_logits(net, net.body(x[n : n + 1]), one)[0])
+    assert picture.tolist() == [0, 0, 2]
+    assert together.shape == (3, 16, 16)
+    torch.testing.assert_close(together, torch.cat(alone), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("fold", [{}, {"fold_mask": False}, {"lazy_embedding": False}])
+def test_the_contract_tells_which_outputs_end_in_relu(fold, image):
+    net = trained(seed=3)
+    graph = net.export_graph(**fold)
+    contract = make_contract(net, graph, CLASSES, {})
+    with torch.inference_mode():
+        raw = graph.body(torch.from_numpy(image)[None].permute(0, 3, 1, 2).float())
+    for output in contract.outputs:
+        n, h, w, c = output.shape
+        assert raw[output.name].shape == (n, c, h, w)
+        assert (output.activation == "relu") == bool((raw[output.name] >= 0).all()), output.name
+    assert {c.name: c.shape for c in contract.decoder.constants} == {k: v.shape for k, v in graph.constants.items()}
+
+
+def test_unknown_export_options_settings_and_values_are_refused():
+    net = trained()
+    with pytest.raises(TypeError, match="fold_masks"):
+        net.export_graph(fold_masks=True)
+    with pytest.raises(ConfigError, match="top_k"):
+        net.decoder_params({"topk": 5})
+    with pytest.raises(ConfigError, match="dice"):
+        net.criterion({"dices": "adaptive"}, CLASSES)
+    with pytest.raises(ConfigError, match="class_embedding"):
+        MODELS["maskconver_mnv2_256"](3, 64, class_embedding="concat")
+
+
+@pytest.mark.parametrize("settings", [{"stride_px": 4}, {"mask_stride_px": 3}, {"mask_stride_px": 0}, {"max_slots": 0}])
+def test_targets_that_do_not_fit_the_network_are_refused(settings):
+    with pytest.raises(ConfigError, match="do not fit"):
+        trained().criterion(settings, CLASSES)
+
+
+@pytest.mark.parametrize("stride_px", [1, 2, 4, 8])
+def test_masks_and_their_targets_have_one_size_at_every_stride(stride_px, image):
+    net = trained()
+    criterion = net.criterion({"mask_stride_px": stride_px}, CLASSES)
+    ids = np.zeros((64, 64), np.int32)
+    ids[8:30, 8:30] = 1
+    crop = TrainCrop(image, ids, np.ones((64, 64), bool), (Segment(1, 0),))
+    batch = {k: torch.from_numpy(v)[None] for k, v in criterion.targets(crop, np.random.default_rng(0)).items()}
+    losses = criterion.losses(net, torch.from_numpy(image)[None].permute(0, 3, 1, 2).float(), batch)
+    assert batch["masks_qhw"].shape[-2:] == (64 // stride_px, 64 // stride_px)
+    assert torch.isfinite(losses["loss"])
+
+
+def test_decoder_parameters_come_from_the_recipe_and_the_network():
+    params = trained(class_embedding="add").decoder_params({"top_k": 7, "score_threshold": 0.25})
+    assert (params["top_k"], params["score_threshold"]) == (7, 0.25)
+    assert (params["class_embedding"], params["stride_px"]) == ("add", 8)
+    assert params["wavelengths_cells"] == [4.0, 8.0, 16.0, 32.0, 64.0]
+    assert trained(relative_position=False).decoder_params({})["wavelengths_cells"] == []
+
+
+def test_the_torch_runner_decodes_alike_with_and_without_foldings(image):
+    net = trained(seed=4)
+    nn.init.normal_(net.body.heat_head.predict.weight, 0.0, 0.03)
+    keep_all = {"overlap_threshold": 0.0, "min_area_share": 0.0}
+    plain = Predictor(TorchRunner(net, CLASSES, keep_all)).predict(image)
+    folded = Predictor(TorchRunner(net, CLASSES, keep_all, fold=True)).predict(image)
+    assert len(plain.result.segments) > 2
+    assert np.array_equal(plain.result.id_map_hw_i32, folded.result.id_map_hw_i32)
+    for a, b in zip(plain.result.segments, folded.result.segments, strict=True):
+        assert abs(a.score - b.score) < 1e-6
+        assert dataclasses.replace(a, score=0) == dataclasses.replace(b, score=0)
