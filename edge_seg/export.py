@@ -7,35 +7,22 @@ from __future__ import annotations
 
 import logging
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from safetensors.numpy import save as save_safetensors
 from torch import Tensor, nn
 
-from edge_seg import __version__
 from edge_seg.artifact import atomic_path, sha256_of, write_arrays, write_bytes, write_manifest
-from edge_seg.contract import (
-    ClassInfo,
-    Contract,
-    DecoderConstant,
-    DecoderInfo,
-    InputTensor,
-    ModelInfo,
-    OutputTensor,
-    Preprocess,
-)
-from edge_seg.models.base import FILL_RGB, MEAN_RGB, STD_RGB, ExportGraph, Network
+from edge_seg.contract import Contract
+from edge_seg.models.torch_runner import make_contract
 from edge_seg.training.checkpoint import load_checkpoint
 
 REFERENCE_SEED = 20260
 REFERENCE_PICTURES = 2
-CODE_LICENCE = "Apache-2.0 (network); the weights follow the licence of their training data"
 
 
 @dataclass(frozen=True)
@@ -65,91 +52,6 @@ class NhwcBody(nn.Module):
         """Maps [N, H, W, 3] in 0..255 to [N, h, w, c] maps."""
         raw = self.body(image_nhwc.permute(0, 3, 1, 2))
         return tuple(raw[name].permute(0, 2, 3, 1) for name in self.names)
-
-
-class TorchRunner:
-    """Runs a PyTorch network like a converted file.
-
-    Args:
-        network: The network; its body is copied.
-        classes: Its classes.
-        decoder: Decoder settings of the recipe.
-        fold: Whether the exact foldings of the export are applied.
-    """
-
-    def __init__(
-        self,
-        network: Network,
-        classes: Sequence[ClassInfo],
-        decoder: Mapping[str, Any],
-        *,
-        fold: bool = False,
-    ) -> None:
-        graph = network.export_graph(lazy_embedding=fold, fold_mask=fold)
-        self.contract = make_contract(network, graph, classes, decoder)
-        self.constants = graph.constants
-        self._body = graph.body.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-
-    @torch.inference_mode()
-    def __call__(self, input_hwc_u8: NDArray[np.uint8]) -> dict[str, NDArray[np.float32]]:
-        """Returns the outputs [1, h, w, c] by name for one letterboxed picture [H, W, 3]."""
-        image = torch.from_numpy(input_hwc_u8.copy())[None].permute(0, 3, 1, 2).float()
-        raw = self._body(image)
-        return {k: np.ascontiguousarray(v.permute(0, 2, 3, 1).numpy()) for k, v in raw.items()}
-
-
-def checkpoint_runner(path: Path, *, fold: bool = False) -> TorchRunner:
-    """Returns a runner for a checkpoint file; raises InputError or ArtifactError."""
-    checkpoint = load_checkpoint(path)
-    return TorchRunner(checkpoint.network, checkpoint.classes, checkpoint.settings.decoder, fold=fold)
-
-
-def make_contract(
-    network: Network, graph: ExportGraph, classes: Sequence[ClassInfo], decoder: Mapping[str, Any]
-) -> Contract:
-    """Describes an export graph.
-
-    Args:
-        network: The network it came from.
-        graph: What is exported.
-        classes: Class list.
-        decoder: Decoder settings of the recipe.
-    """
-    side = network.input_px
-    with torch.inference_mode():
-        shapes = {k: v.shape for k, v in graph.body(torch.zeros(1, 3, side, side)).items()}
-    outputs = tuple(
-        OutputTensor(
-            name=o.name,
-            role=o.role,
-            shape=(1, shapes[o.name][2], shapes[o.name][3], shapes[o.name][1]),
-            stride_px=o.stride_px,
-            activation=o.activation,
-            level=o.level,
-        )
-        for o in graph.outputs
-    )
-    macs = network.macs()
-    constants = tuple(DecoderConstant(k, tuple(v.shape)) for k, v in sorted(graph.constants.items()))
-    return Contract(
-        model=ModelInfo(
-            name=network.name,
-            family=network.family,
-            task=network.task,
-            input_px=side,
-            params=sum(p.numel() for p in network.parameters()),
-            macs=macs["macs"],
-            macs_graph=macs["macs_graph"],
-            macs_decoder=macs["macs_decoder"],
-            licence=CODE_LICENCE,
-            producer={"name": "edge_seg", "version": __version__},
-        ),
-        input=InputTensor(name="image", shape=(1, side, side, 3)),
-        preprocess=Preprocess(fill_rgb=FILL_RGB, mean=MEAN_RGB, std=STD_RGB),
-        outputs=outputs,
-        classes=tuple(classes),
-        decoder=DecoderInfo(network.decoder_name, network.decoder_params(decoder), constants),
-    )
 
 
 def export(checkpoint_path: Path, out: Path, *, fold: bool = True) -> Exported:

@@ -27,7 +27,7 @@ def open_runner(model: Path, *, threads: int = 1) -> RawRunner:
 
         return TfliteRunner(model, threads=threads)
     if model.suffix in (".safetensors", ".pt", ".pth", ".ckpt"):
-        from edge_seg.export import checkpoint_runner
+        from edge_seg.training.checkpoint import checkpoint_runner
 
         return checkpoint_runner(model)
     raise InputError(

@@ -18,8 +18,8 @@ from edge_seg.evaluation.golden import write_golden
 from edge_seg.evaluation.overlay import id_png, overlay
 from edge_seg.evaluation.predict import predict_files, segments_json
 from edge_seg.evaluation.predictor import Predictor
-from edge_seg.export import checkpoint_runner
 from edge_seg.letterbox import Letterbox
+from edge_seg.training.checkpoint import checkpoint_runner
 
 KEEP_ALL = {"score_threshold": 0.0, "min_area_share": 0.0, "overlap_threshold": 0.0}
 CLASSES = (ClassInfo(7, "cup", True, (200, 0, 0)), ClassInfo(9, "sky", False, (0, 0, 200)))

@@ -15,8 +15,8 @@ from edge_seg.contract import Contract
 from edge_seg.data.source import open_dataset
 from edge_seg.errors import ArtifactError, InputError
 from edge_seg.evaluation.predictor import Predictor
-from edge_seg.export import checkpoint_runner, export
-from edge_seg.training.checkpoint import load_checkpoint, save_checkpoint
+from edge_seg.export import export
+from edge_seg.training.checkpoint import checkpoint_runner, load_checkpoint, save_checkpoint
 
 FILES = {"model.pt2", "contract.json", "decoder.safetensors", "reference.npz"}
 

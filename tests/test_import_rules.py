@@ -25,8 +25,7 @@ ARROWS = {
     "layers": {"data", "decoders", "evaluation"},
     "backbones": {"data", "decoders", "evaluation", "layers"},
     "models": {"data", "decoders", "evaluation", "layers", "backbones"},
-    # one rank: training scores with the runner of export, export reads the checkpoints of training
-    "training": {"data", "decoders", "evaluation", "layers", "backbones", "models", "export"},
+    "training": {"data", "decoders", "evaluation", "layers", "backbones", "models"},
     "quantization": {"data", "decoders", "evaluation", "layers", "backbones", "models", "training"},
     "export": {"data", "decoders", "evaluation", "layers", "backbones", "models", "training", "quantization"},
     "configs": set(),

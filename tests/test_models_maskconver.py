@@ -14,8 +14,8 @@ from edge_seg.data.transforms import TrainCrop
 from edge_seg.decoders.maskconver import MaskConverDecoder, Proposals
 from edge_seg.errors import ConfigError
 from edge_seg.evaluation.predictor import Predictor
-from edge_seg.export import TorchRunner, make_contract
 from edge_seg.models.base import MODELS, conv_macs
+from edge_seg.models.torch_runner import TorchRunner, make_contract
 
 CLASSES = tuple(ClassInfo(i + 1, f"c{i}", i < 4, (i, i, i)) for i in range(7))
 OPTIONS = [

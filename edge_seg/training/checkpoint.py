@@ -20,6 +20,7 @@ from edge_seg.config import from_mapping
 from edge_seg.contract import ClassInfo
 from edge_seg.errors import ArtifactError, InputError
 from edge_seg.models.base import MODELS, Network
+from edge_seg.models.torch_runner import TorchRunner
 from edge_seg.training.settings import TrainSettings
 
 FORMAT = "edge_seg.checkpoint.1"
@@ -163,3 +164,9 @@ def load_state(path: Path) -> dict[str, Any]:
     if not isinstance(state, dict) or not set(state) >= _STATE_KEYS:
         raise ArtifactError(f"{path} is not a resumable state.", expected="a state written by edge-seg train")
     return state
+
+
+def checkpoint_runner(path: Path, *, fold: bool = False) -> TorchRunner:
+    """Returns a runner for a checkpoint file; raises InputError or ArtifactError."""
+    checkpoint = load_checkpoint(path)
+    return TorchRunner(checkpoint.network, checkpoint.classes, checkpoint.settings.decoder, fold=fold)

@@ -31,8 +31,8 @@ from edge_seg.data.transforms import augment
 from edge_seg.errors import ArtifactError, EdgeSegError
 from edge_seg.evaluation.evaluate import evaluate
 from edge_seg.evaluation.predictor import Predictor
-from edge_seg.export import TorchRunner
 from edge_seg.models.base import FILL_RGB, Criterion
+from edge_seg.models.torch_runner import TorchRunner
 from edge_seg.training.checkpoint import build_network, load_state, save_checkpoint, save_state
 from edge_seg.training.logs import RunLog
 from edge_seg.training.optim import Average, freeze, learning_rate, make_optimizer, train_mode
