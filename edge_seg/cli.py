@@ -287,19 +287,30 @@ def doctor(as_json: bool) -> None:
 @click.option("--data", default="synthetic:easy", show_default=True, help="DATA to train and score on.")
 @click.option("--model", "name", default="", help="Network; default is the recipe's.")
 @click.option("--config", type=_FILE, help="Training recipe; default fits --data.")
-@click.option("--out", type=_FILE, default=Path("runs/quickstart"), show_default=True)
+@click.option("--limit", type=int, help="Pictures scored; default 96 scenes or 48 photos, 0 takes all.")
+@click.option(
+    "--out", type=_FILE, help="Folder; default runs/quickstart, with the data's name where that is not the default."
+)
 @click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
 @_json_option
-def quickstart(data: str, name: str, config: Path | None, out: Path, overrides: tuple[str, ...], as_json: bool) -> None:
+def quickstart(
+    data: str,
+    name: str,
+    config: Path | None,
+    limit: int | None,
+    out: Path | None,
+    overrides: tuple[str, ...],
+    as_json: bool,
+) -> None:
     """The whole chain, small, in minutes. Example: edge-seg quickstart --data FOLDER model.weights=W.safetensors.
 
     Trains, exports, converts four schemes, verifies, checks, scores, benchmarks, predicts and writes a report.
     """
+    from edge_seg.quickstart import default_out, summary
     from edge_seg.quickstart import quickstart as run
 
-    document = run(data, out, config=config, model=name, overrides=overrides)
-    pq = ", ".join(f"{k} {v:.1f}" for k, v in document["pq"].items())
-    _emit(document, f"PQ: {pq}\n{document['report']}", as_json)
+    document = run(data, out or default_out(data), config=config, model=name, overrides=overrides, limit=limit)
+    _emit(document, summary(document), as_json)
 
 
 def main() -> None:

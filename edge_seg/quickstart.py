@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import shlex
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -28,7 +30,10 @@ from edge_seg.training.settings import TrainSettings, checked
 
 SCHEMES = ("fp32", "fp16", "w8_dynamic", "w8a8")
 CONFIGS = Path(__file__).parent / "configs"
+DEFAULT_DATA = "synthetic:easy"
 _OVERLAYS = 6
+_SCORED_SCENES = 96
+_SCORED_PHOTOS = 48
 _BENCHMARK_LIMIT_S = 10.0
 _CALIBRATION_PICTURES = 48
 
@@ -72,7 +77,7 @@ def quickstart(
         config: Training recipe; by default the one for synthetic scenes or for photos.
         model: Network, instead of the recipe's.
         overrides: `section.key=value` texts for the recipe.
-        limit: Pictures scored; by default 96 scenes, or all photos.
+        limit: Pictures scored; by default 96 scenes or 48 photos, evenly spread; 0 takes all.
     """
     pictures_scored = limit if limit is not None else _limit(data)
     chain = _Chain(data, out, _settings(data, config, model, overrides), limit=pictures_scored)
@@ -91,6 +96,22 @@ def quickstart(
     }
 
 
+def default_out(data: str) -> Path:
+    """Returns the folder of a run on `data`, one for each data set."""
+    if data == DEFAULT_DATA:
+        return Path("runs/quickstart")
+    return Path("runs") / ("quickstart_" + re.sub(r"[^a-z0-9]+", "_", Path(data).name.lower()).strip("_"))
+
+
+def summary(document: dict[str, Any]) -> str:
+    """Returns the verb's document as text: PQ of each file, the controls, and where the report lies."""
+    lines = [f"PQ {name:12} {value:6.2f}" for name, value in document["pq"].items()]
+    for name, row in document["controls"].items():
+        hit = f", the two classes {row['pq_classes_before']} -> {row['pq_classes']}" if "classes" in row else ""
+        lines.append(f"control: {name}: PQ {row['pq']}{hit}")
+    return "\n".join([*lines, f"{document['seconds']:.0f} s: {document['report']}"])
+
+
 def _settings(data: str, config: Path | None, model: str, overrides: Sequence[str]) -> TrainSettings:
     synthetic = data.startswith("synthetic:")
     recipe = config or CONFIGS / ("quickstart_synthetic.toml" if synthetic else "quickstart_photos.toml")
@@ -99,7 +120,7 @@ def _settings(data: str, config: Path | None, model: str, overrides: Sequence[st
 
 
 def _limit(data: str) -> int:
-    return 96 if data.startswith("synthetic:") else 0
+    return _SCORED_SCENES if data.startswith("synthetic:") else _SCORED_PHOTOS
 
 
 def _train(chain: _Chain) -> None:
@@ -247,7 +268,7 @@ def _report(chain: _Chain) -> Path:
         chain.out / "quickstart.json",
         {
             "title": f"{settings.model.name} on {chain.data}",
-            "command": f"edge-seg quickstart --data {chain.data}",
+            "command": f"edge-seg quickstart --data {shlex.quote(chain.data)}",
             "data": chain.data,
             "model": settings.model.name,
             "created_utc": datetime.now(UTC).isoformat(timespec="seconds"),

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from edge_seg.quickstart import SCHEMES, published_decoder, quickstart
+from edge_seg.quickstart import SCHEMES, default_out, published_decoder, quickstart, summary
 
 TINY = (
     "model.input_px=64",
@@ -64,3 +64,20 @@ def test_the_int8_file_is_one_xnnpack_partition(done):
 def test_the_published_minimum_area_is_256_pixels_of_the_input():
     assert published_decoder(256)["min_area_share"] * 256 * 256 == pytest.approx(256)
     assert published_decoder(640)["min_area_share"] * 640 * 640 == pytest.approx(256)
+
+
+def test_each_data_set_has_a_folder_of_its_own():
+    assert str(default_out("synthetic:easy")) == "runs/quickstart"
+    assert str(default_out("synthetic:hard:3")) == "runs/quickstart_synthetic_hard_3"
+    assert str(default_out("../some where/Facade")) == "runs/quickstart_facade"
+
+
+def test_the_summary_prints_both_controls():
+    controls = {
+        "shift by 8 px": {"pq": 20.0},
+        "swap a and b": {"pq": 50.0, "classes": ["a", "b"], "pq_classes_before": 60.0, "pq_classes": 0.0},
+    }
+    text = summary({"pq": {"torch": 61.5}, "controls": controls, "seconds": 12.0, "report": "r.html"})
+    assert "shift by 8 px: PQ 20.0" in text
+    assert "60.0 -> 0.0" in text
+    assert "r.html" in text
