@@ -118,16 +118,20 @@ class MaskConverDecoder:
         alive = np.ones(len(weight), bool)
         area_min_px = self.params["min_area_share"] * logits_khw[0].size
         own_px = np.count_nonzero(logits_khw > 0, axis=(1, 2))
+        winner = _argmax(logits_khw, weight, alive)
         while True:
-            winner = _argmax(logits_khw, weight, alive, self.params["mask_threshold"])
-            visible_px = np.bincount(winner.ravel() + 1, minlength=len(weight) + 1)[1:]
+            seen = _without_faint(winner, logits_khw, self.params["mask_threshold"])
+            visible_px = np.bincount(seen.ravel() + 1, minlength=len(weight) + 1)[1:]
             keep = alive & (visible_px > area_min_px) & (own_px > 0)
             keep &= visible_px > self.params["overlap_threshold"] * own_px
             if not self.params["reassign_rejected"] or (keep == alive).all():
-                return self._result(winner, keep, proposals)
+                return self._result(seen, keep, proposals)
             # give up the worst rejected segment only: its pixels may save another
             rejected = np.flatnonzero(alive & ~keep)
-            alive[rejected[np.argmin(weight[rejected])]] = False
+            worst = rejected[np.argmin(weight[rejected])]
+            alive[worst] = False
+            freed = winner == worst
+            winner[freed] = _argmax(logits_khw[:, freed], weight, alive)
 
     def _result(self, winner_hw: NDArray[np.int64], keep: NDArray[np.bool_], proposals: Proposals) -> PanopticResult:
         table = np.zeros(len(keep) + 1, np.int32)
@@ -231,20 +235,24 @@ def _bilinear(pixels: int, cells: int, cells_per_px: float) -> Array:
     return matrix
 
 
-def _argmax(logits_khw: Array, weight: Array, alive: NDArray[np.bool_], mask_threshold: float) -> NDArray[np.int64]:
-    """Index of the mask with the largest weight * probability at each pixel, -1 where it is below the threshold."""
+def _argmax(logits_khw: Array, weight: Array, alive: NDArray[np.bool_]) -> NDArray[np.int64]:
+    """Index of the living mask with the largest weight * probability at each pixel, -1 where there is none."""
     best = np.zeros(logits_khw.shape[1:], np.float32)
     winner = np.full(logits_khw.shape[1:], -1, np.int64)
-    floor = _logit(mask_threshold)
     for k in np.flatnonzero(alive):
         value = weight[k] / (1 + np.exp(-np.clip(logits_khw[k], -60, 60)))
         better = value > best
         best[better] = value[better]
         winner[better] = k
-    if mask_threshold > 0:
-        chosen = np.take_along_axis(logits_khw, np.maximum(winner, 0)[None], axis=0)[0]
-        winner[chosen <= floor] = -1
     return winner
+
+
+def _without_faint(winner: NDArray[np.int64], logits_khw: Array, mask_threshold: float) -> NDArray[np.int64]:
+    """Returns the winners, with void (-1) where the winner's own probability is not above the threshold."""
+    if mask_threshold <= 0:
+        return winner
+    chosen = np.take_along_axis(logits_khw, np.maximum(winner, 0)[None], axis=0)[0]
+    return np.where(chosen <= _logit(mask_threshold), -1, winner)
 
 
 def _first_of_stuff(class_index: NDArray[np.int64], isthing: NDArray[np.bool_]) -> NDArray[np.int64]:
