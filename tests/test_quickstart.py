@@ -1,6 +1,7 @@
 """The whole chain on a network too small to be good: every step runs on real files and the report is complete."""
 
 import json
+from pathlib import Path
 
 import pytest
 
@@ -57,7 +58,7 @@ def test_the_int8_file_is_one_xnnpack_partition(done):
     assert checked["partitions"] == 1
     from edge_seg.converters.interpreter import TfliteRunner
 
-    file = next(f for f in document["files"] if f.endswith("_w8a8.tflite"))
+    file = next(Path(f) for f in document["files"] if f.endswith("_w8a8.tflite"))
     assert TfliteRunner(file).xnnpack_partitions().partitions == 1
 
 
