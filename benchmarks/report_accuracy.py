@@ -21,7 +21,8 @@ from edge_seg.benchmarks.report_html import (
 )
 from edge_seg.benchmarks.report_plots import accuracy_plot, color_of, variant_key
 
-_COLLAPSE_SHARE = 0.98
+_COLLAPSE_SHARE = 0.5  # a damage that costs more than half is a collapse
+_RESPONSE_SHARE = 0.25  # one that costs less than a quarter is suspicious
 
 
 def dot(name: str) -> Html:
@@ -112,11 +113,19 @@ def controls(found: ReportInput) -> Html | None:
         return None
     reference = _pq(found.controls.get("reference_pq"))
     damaged = {key: value for key, value in found.controls.items() if key != "reference_pq"}
-    rows: list[list[Cell]] = [["prediction as it is", number(reference, 2), "", "", ""]]
+    rows: list[list[Cell]] = [["prediction as it is", number(reference, 2), "", "", "", ""]]
     rows += [_control_row(key, value, reference) for key, value in damaged.items()]
-    known = [value for value in map(_pq, damaged.values()) if value is not None]
-    header = ["prediction", "PQ", "change", "classes it hits, PQ", ""]
-    return join(table(header, rows, left=(0, 4)), _control_sentence(known, reference))
+    header = ["prediction", "PQ", "change", "classes it hits, PQ", "lost there", ""]
+    losses = [_lost_share(row, reference) for row in damaged.values()]
+    return join(table(header, rows, left=(0, 5)), _control_sentence(losses))
+
+
+def _lost_share(row: Any, reference: float | None) -> float | None:
+    """Share of PQ lost over the classes that a damage hits; None where a figure is missing."""
+    before, after = reference, _pq(row)
+    if isinstance(row, Mapping) and "pq_classes" in row:
+        before, after = _pq(row.get("pq_classes_before")), _pq(row["pq_classes"])
+    return None if after is None or not before else 1 - after / before
 
 
 def _pq(value: Any) -> float | None:
@@ -131,18 +140,28 @@ def _control_row(key: str, row: Any, reference: float | None) -> list[Cell]:
     hit = "all"
     if isinstance(row, Mapping) and "pq_classes" in row:
         hit = f"{number(row['pq_classes_before'], 1)} to {number(row['pq_classes'], 1)}"
-    mark = Html("")
-    if value is not None and reference:
-        falls = value < _COLLAPSE_SHARE * reference
-        mark = badge("the metric responds", "good") if falls else badge("the metric hardly moves", "bad")
-    return [names.get(key, key), number(value, 2), number(change, 2, signed=True), hit, mark]
+    lost = _lost_share(row, reference)
+    share = "" if lost is None else f"{lost:.0%}"
+    change_text = number(change, 2, signed=True)
+    return [names.get(key, key), number(value, 2), change_text, hit, share, _control_mark(lost)]
 
 
-def _control_sentence(values: list[float], reference: float | None) -> Html:
-    if reference is None or not values:
-        return paragraph("The undamaged value is missing, so nothing can be said about the metric.", "note")
-    if all(value < _COLLAPSE_SHARE * reference for value in values):
-        text = "PQ falls under every damage: it depends on where the masks lie and on what they are called."
+def _control_mark(lost: float | None) -> Html:
+    if lost is None:
+        return Html("")
+    if lost > _COLLAPSE_SHARE:
+        return badge("collapses", "good")
+    return badge("falls", "good") if lost > _RESPONSE_SHARE else badge("hardly moves", "bad")
+
+
+def _control_sentence(losses: list[float | None]) -> Html:
+    known = [lost for lost in losses if lost is not None]
+    if not known or len(known) < len(losses):
+        return paragraph("A value is missing, so nothing can be said about the metric.", "note")
+    if min(known) > _COLLAPSE_SHARE:
+        text = "Every damage costs more than half of PQ where it hits: PQ depends on places and on names."
+    elif min(known) > _RESPONSE_SHARE:
+        text = "Every damage costs more than a quarter of PQ where it hits: PQ depends on places and on names."
     else:
         text = "PQ hardly falls under at least one damage. Do not trust the accuracy above before this is understood."
     return paragraph(text)

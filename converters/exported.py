@@ -46,10 +46,13 @@ class Reference:
     Attributes:
         inputs_nhwc_u8: Pictures, uint8 [N, H, W, 3].
         outputs: By contract name, float32 [N, h, w, c].
+        float32_error_of_range: By contract name, how far PyTorch's float32 is from its float64, as a share of the
+            output's range.
     """
 
     inputs_nhwc_u8: NDArray[np.uint8]
     outputs: dict[str, NDArray[np.float32]]
+    float32_error_of_range: dict[str, float]
 
 
 def open_exported(folder: Path) -> Exported:
@@ -106,7 +109,10 @@ def read_reference(exported: Exported) -> Reference:
     for output in exported.contract.outputs:
         found = arrays.get(output.name, np.zeros(0, np.float32))
         _fits(path, output.name, found, (count, *output.shape[1:]), "float32")
-    return Reference(inputs, {o.name: arrays[o.name] for o in exported.contract.outputs})
+    names = [o.name for o in exported.contract.outputs]
+    floor = arrays.get("float32_error_of_range", np.zeros(0))
+    _fits(path, "float32_error_of_range", floor, (len(names),), "float64")
+    return Reference(inputs, {n: arrays[n] for n in names}, dict(zip(names, floor.tolist(), strict=True)))
 
 
 def _fits(path: Path, name: str, array: NDArray[Any], shape: tuple[int, ...], dtype: str) -> None:

@@ -5,14 +5,17 @@ The body is wrapped to NHWC inside the exported module, so that module paths sur
 
 from __future__ import annotations
 
+import copy
 import logging
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from safetensors.numpy import save as save_safetensors
 from torch import Tensor, nn
 
@@ -112,15 +115,24 @@ def _save_program(wrapped: nn.Module, contract: Contract, path: Path) -> None:
 
 
 def _save_reference(wrapped: nn.Module, contract: Contract, path: Path) -> None:
-    """Seeded inputs (smooth noise, so that activations look like those of pictures) and the outputs for them."""
+    """Seeded inputs (smooth noise, so that activations look like those of pictures) and the outputs for them.
+
+    `float32_error_of_range` holds, per output, how far PyTorch's own float32 is from float64.
+    """
     side = contract.model.input_px
     rng = np.random.default_rng(REFERENCE_SEED)
     coarse = rng.integers(0, 256, (REFERENCE_PICTURES, side // 16, side // 16, 3))
     fine = np.kron(coarse, np.ones((1, 16, 16, 1))) + rng.normal(0, 12, (REFERENCE_PICTURES, side, side, 3))
     inputs = np.clip(fine, 0, 255).astype(np.uint8)
     with torch.inference_mode():
-        rows = [wrapped(torch.from_numpy(i[None]).float()) for i in inputs]
-    arrays = {
-        output.name: np.concatenate([row[n].numpy() for row in rows]) for n, output in enumerate(contract.outputs)
-    }
-    write_arrays(path, {"inputs_nhwc_u8": inputs, **arrays})
+        single = _stacked(wrapped, torch.from_numpy(inputs).float())
+        double = _stacked(copy.deepcopy(wrapped).double(), torch.from_numpy(inputs).double())
+    error = [float(np.abs(a - b).max() / max(np.ptp(b), 1e-30)) for a, b in zip(single, double, strict=True)]
+    arrays = {output.name: array for output, array in zip(contract.outputs, single, strict=True)}
+    write_arrays(path, {"inputs_nhwc_u8": inputs, "float32_error_of_range": np.array(error), **arrays})
+
+
+def _stacked(wrapped: nn.Module, inputs: Tensor) -> list[NDArray[np.floating[Any]]]:
+    """Runs pictures one by one; returns every output stacked over them."""
+    rows = [wrapped(one[None]) for one in inputs]
+    return [torch.cat(column).numpy() for column in zip(*rows, strict=True)]

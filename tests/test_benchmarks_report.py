@@ -245,6 +245,16 @@ def test_controls_that_do_not_fall_are_called_out(tmp_path):
     assert "Do not trust" in text
 
 
+def test_a_swap_is_judged_on_the_two_classes_it_hits(tmp_path):
+    swap = {"pq": 38.0, "pq_classes_before": 36.0, "pq_classes": 1.0}
+    _write(tmp_path / "controls.json", {"reference_pq": 40.0, "shift_8px": {"pq": 26.0}, "swap_a_b": swap})
+    text = Page(_page(tmp_path)[0]).texts["controls"]
+    assert "97%" in text
+    assert "35%" in text
+    assert "more than a quarter" in text
+    assert "hardly" not in text
+
+
 def test_a_cut_off_last_line_of_the_training_log_is_left_out_with_a_remark_and_any_other_is_an_error(tmp_path):
     path = tmp_path / "train" / "metrics.jsonl"
     path.parent.mkdir()

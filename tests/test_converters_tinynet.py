@@ -133,7 +133,9 @@ def write_exported(folder):
     with torch.inference_mode():
         outputs = [o.numpy() for o in wrapped(torch.from_numpy(inputs).float())]
     arrays = {o.name: outputs[i] for i, o in enumerate(contract.outputs)}
-    np.savez(folder / "reference.npz", inputs_nhwc_u8=inputs, **arrays)
+    np.savez(
+        folder / "reference.npz", inputs_nhwc_u8=inputs, float32_error_of_range=np.full(len(outputs), 1e-7), **arrays
+    )
     for name in ("model.pt2", "contract.json", "decoder.safetensors", "reference.npz"):
         write_manifest(folder / name, kind="exported", step="export", config={})
     return folder

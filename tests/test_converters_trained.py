@@ -95,7 +95,8 @@ def trained_folder():
     inputs = smooth_pictures(2, side=SIDE)
     with torch.no_grad():
         (semantic,) = wrapped(torch.from_numpy(inputs).float())
-    np.savez(folder / "reference.npz", inputs_nhwc_u8=inputs, semantic=semantic.numpy())
+    arrays = {"semantic": semantic.numpy(), "float32_error_of_range": np.full(1, 1e-7)}
+    np.savez(folder / "reference.npz", inputs_nhwc_u8=inputs, **arrays)
     for name in ("model.pt2", "contract.json", "decoder.safetensors", "reference.npz"):
         write_manifest(folder / name, kind="exported", step="export", config={})
     return folder

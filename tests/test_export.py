@@ -58,6 +58,18 @@ def test_the_archive_computes_the_reference_in_the_order_of_the_contract(program
             assert np.abs(got[0].detach().numpy() - truth).max() <= 1e-5 * np.abs(truth).max(), spec.name
 
 
+def test_the_distance_of_float32_from_float64_is_kept_per_output(reference, contract, tiny_checkpoint):
+    body = load_checkpoint(tiny_checkpoint).network.body
+    image = torch.from_numpy(reference["inputs_nhwc_u8"]).permute(0, 3, 1, 2)
+    with torch.inference_mode():
+        truth = body.double()(image.double())["heatmap"].permute(0, 2, 3, 1).numpy()
+    place = [o.name for o in contract.outputs].index("heatmap")
+    found = reference["float32_error_of_range"]
+    assert found.shape == (len(contract.outputs),)
+    assert found[place] == pytest.approx(np.abs(reference["heatmap"] - truth).max() / np.ptp(truth), rel=1e-3)
+    assert 1e-9 < found[place] < 1e-4
+
+
 def test_the_reference_is_computed_by_the_network_of_the_checkpoint(reference, contract, tiny_checkpoint):
     """Independent of the export: the body before its foldings, and each head's last 1x1 redone with its constants."""
     network = load_checkpoint(tiny_checkpoint).network

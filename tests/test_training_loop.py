@@ -122,7 +122,7 @@ def test_the_weights_really_moved_and_the_average_lags_behind(whole):
     moved = (state["network"][key] - start[key]).norm()
     lag = (state["average"][key] - state["network"][key]).norm()
     assert 0 < lag < moved
-    saved = load_checkpoint(whole[0] / "model.safetensors").network.state_dict()
+    saved = dict(load_checkpoint(whole[0] / "model.safetensors").network.named_parameters())
     assert not [k for k, v in saved.items() if not torch.equal(v, state["average"][k])]
 
 
@@ -235,10 +235,18 @@ def test_resuming_another_experiment_is_refused_and_harms_nothing(whole, tmp_pat
     assert not (tmp_path / "settings.json").exists()
 
 
-def test_a_state_of_other_classes_is_refused(whole, tmp_path, monkeypatch):
+def test_a_state_of_other_data_is_refused(whole, tmp_path, monkeypatch):
     (tmp_path / "state.pt").write_bytes((whole[0] / "state.pt").read_bytes())
     hard = open_dataset("synthetic:hard", split="train")
     monkeypatch.setattr(loop, "open_dataset", lambda *_args, **_kwargs: hard)
+    with pytest.raises(ArtifactError, match="has changed since"):
+        Trainer(settings(), tmp_path, resume=True)
+
+
+def test_a_state_of_another_network_is_refused(whole, tmp_path):
+    state = load_state(whole[0] / "state.pt")
+    del state["network"]["body.heat_head.predict.weight"]
+    save_state(tmp_path / "state.pt", state)
     with pytest.raises(ArtifactError, match="does not fit"):
         Trainer(settings(), tmp_path, resume=True)
 

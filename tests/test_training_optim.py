@@ -8,6 +8,7 @@ from torch import nn
 
 from edge_seg.errors import ConfigError
 from edge_seg.models.base import MODELS
+from edge_seg.training.batchnorm import remeasured
 from edge_seg.training.optim import Average, freeze, learning_rate, make_optimizer, parameter_groups, train_mode
 from edge_seg.training.settings import (
     DataSettings,
@@ -187,3 +188,31 @@ def test_negative_steps_do_not_pass_as_epochs():
 def test_epochs_are_counted_in_pictures(epochs, pictures, batch, steps):
     assert settings(epochs=epochs, batch_size=batch).total_steps(pictures) == steps
     assert RunSettings().log_every > 0
+
+
+def test_remeasured_statistics_are_those_of_the_pictures_and_the_network_itself_is_left_alone(network):
+    before = {k: v.clone() for k, v in network.state_dict().items()}
+    images = [torch.rand(2, 3, 64, 64) * 255 for _ in range(3)]
+    seen = []
+    first = next(p for p, m in network.body.named_modules() if isinstance(m, torch.nn.BatchNorm2d))
+    with torch.no_grad():
+        handle = network.body.get_submodule(first).register_forward_pre_hook(lambda _m, x: seen.append(x[0]))
+        for image in images:
+            network.train().body(image)
+        handle.remove()
+    network.load_state_dict(before)
+    network.eval()
+    copied = remeasured(network, images, lambda n: n.train(), torch.device("cpu"))
+    module = copied.body.get_submodule(first)
+    torch.testing.assert_close(module.running_mean, torch.stack([x.mean((0, 2, 3)) for x in seen]).mean(0))
+    torch.testing.assert_close(module.running_var, torch.stack([x.var((0, 2, 3)) for x in seen]).mean(0))
+    assert all(torch.equal(v, before[k]) for k, v in network.state_dict().items())
+    assert not copied.training
+
+
+def test_frozen_statistics_are_not_remeasured(network):
+    optim = OptimSettings(freeze_batchnorm="backbone")
+    copied = remeasured(network, [torch.rand(2, 3, 64, 64)], lambda n: train_mode(n, optim), torch.device("cpu"))
+    moved = {k for k, v in network.state_dict().items() if not torch.equal(v, copied.state_dict()[k])}
+    assert moved
+    assert not any(k.startswith("body.backbone") for k in moved)

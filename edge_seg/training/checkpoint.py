@@ -25,7 +25,7 @@ from edge_seg.training.settings import TrainSettings
 
 FORMAT = "edge_seg.checkpoint.1"
 MAX_CHECKPOINT_BYTES = 2 << 30
-_STATE_KEYS = {"step", "seconds", "settings", "network", "average", "optimizer"}
+_STATE_KEYS = {"step", "seconds", "settings", "data", "network", "average", "optimizer"}
 
 
 @dataclass(frozen=True)

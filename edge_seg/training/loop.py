@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import signal
 import threading
 import time
@@ -31,8 +32,9 @@ from edge_seg.data.transforms import augment
 from edge_seg.errors import ArtifactError, EdgeSegError
 from edge_seg.evaluation.evaluate import evaluate
 from edge_seg.evaluation.predictor import Predictor
-from edge_seg.models.base import FILL_RGB, Criterion
+from edge_seg.models.base import FILL_RGB, Criterion, Network
 from edge_seg.models.torch_runner import TorchRunner
+from edge_seg.training.batchnorm import remeasured
 from edge_seg.training.checkpoint import build_network, load_state, save_checkpoint, save_state
 from edge_seg.training.logs import RunLog
 from edge_seg.training.optim import Average, freeze, learning_rate, make_optimizer, train_mode
@@ -197,14 +199,9 @@ class Trainer:
         )
 
     def _evaluate(self, limit: int) -> dict[str, Any]:
-        network = (self.average.network if self.settings.optim.ema_decay else self.network).cpu()
+        network = self._evaluated_network()
         runner = TorchRunner(network, self.train_set.classes, self.settings.decoder)
         result = evaluate(Predictor(runner), self.val_set, limit=limit, teacher_forced=True, progress="evaluate")
-        if self.settings.optim.ema_decay:
-            self.average.network.to(self.device)
-        else:
-            self.network.to(self.device)
-        train_mode(self.network, self.settings.optim)
         document = result.to_json()
         figures = {k: document[k] for k in ("pq", "sq", "rq", "pq_th", "pq_st", "pq_teacher_forced")}
         self.log.write(
@@ -221,6 +218,24 @@ class Trainer:
             step=self.step,
         )
         return document
+
+    def _evaluated_network(self) -> Network:
+        """A copy of the averaged (or live) weights on the CPU with BatchNorm statistics of its own."""
+        optim = self.settings.optim
+        network = self.average.network if optim.ema_decay else self.network
+        return remeasured(network, self._plain_batches(), lambda n: train_mode(n, optim), self.device).cpu()
+
+    def _plain_batches(self) -> Iterator[Tensor]:
+        """The first batches of the run, pictures only."""
+        optim = self.settings.optim
+        side = self.network.input_px
+
+        def build(sample: Sample, rng: np.random.Generator) -> NDArray[np.uint8]:
+            return augment(sample, side, self.settings.augment, rng, FILL_RGB).image_hwc_u8
+
+        loader = BatchLoader(self.train_set, build, batch_size=optim.batch_size, seed=self.settings.seed, workers=0)
+        for _ in range(math.ceil(optim.batchnorm_images / optim.batch_size)):
+            yield torch.from_numpy(np.stack(next(loader))).permute(0, 3, 1, 2).float()
 
     def _finish(self) -> Trained:
         self.log = RunLog(self.out, start_step=self.step)
@@ -248,6 +263,7 @@ class Trainer:
                 "step": self.step,
                 "seconds": self.seconds,
                 "settings": json.dumps(asdict(self.settings)),
+                "data": self.train_set.fingerprint(),
                 "network": self.network.state_dict(),
                 "average": self.average.state_dict(),
                 "optimizer": self.optimizer.state_dict(),
@@ -262,6 +278,13 @@ class Trainer:
                 expected="the settings of the interrupted run",
                 todo="resume with the same configuration, or choose another --out",
             )
+        if state["data"] != self.train_set.fingerprint():
+            raise ArtifactError(
+                f"The training data of {self.out} has changed since the run was interrupted.",
+                expected=f"data with fingerprint {state['data'][:12]}",
+                got=self.train_set.fingerprint()[:12],
+                todo="bring the data back, or choose another --out",
+            )
         try:
             self.network.load_state_dict(state["network"])
             self.average.network.load_state_dict(state["average"])
@@ -270,7 +293,7 @@ class Trainer:
             raise ArtifactError(
                 f"{self.out / STATE_FILE} does not fit the network.",
                 got=str(error).partition("\n")[0],
-                todo="the data's classes may have changed: choose another --out",
+                todo="choose another --out",
             ) from error
         self.step, self.seconds = int(state["step"]), float(state["seconds"])
 

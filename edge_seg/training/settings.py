@@ -64,6 +64,7 @@ class OptimSettings:
         freeze_batchnorm: "none", "backbone" (its running statistics stay), or "auto": "backbone" where it starts
             from given weights.
         batchnorm_momentum: Momentum of the live statistics.
+        batchnorm_images: Training pictures on which an evaluated copy measures its live statistics anew; 0 is off.
     """
 
     steps: int = 0
@@ -79,6 +80,7 @@ class OptimSettings:
     freeze_stages: int = 0
     freeze_batchnorm: Literal["auto", "none", "backbone"] = "auto"
     batchnorm_momentum: float = 0.03
+    batchnorm_images: int = 64
 
 
 @dataclass(frozen=True)
@@ -149,8 +151,8 @@ def checked(settings: TrainSettings) -> TrainSettings:
             expected="either optim.steps or optim.epochs, greater than 0",
             got=f"steps = {optim.steps}, epochs = {optim.epochs}",
         )
-    if optim.batch_size < 1 or optim.lr <= 0:
-        raise ConfigError("optim.batch_size and optim.lr must be greater than 0.")
+    if optim.batch_size < 1 or optim.lr <= 0 or optim.batchnorm_images < 0:
+        raise ConfigError("optim.batch_size and optim.lr must be greater than 0, optim.batchnorm_images 0 or more.")
     if settings.run.log_every < 1 or min(settings.run.save_every, settings.run.eval_every) < 0:
         raise ConfigError("run.log_every must be 1 or more, run.save_every and run.eval_every 0 or more.")
     return settings
