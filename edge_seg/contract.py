@@ -20,6 +20,11 @@ FORMAT = "edge_seg.contract"
 VERSION = 1
 
 
+def _extra() -> Any:
+    """A field for the keys of an object that this version does not know; they are written back as they were."""
+    return field(default_factory=dict, compare=False, kw_only=True)
+
+
 @dataclass(frozen=True)
 class ClassInfo:
     """One class; its contiguous index is its position in the list. Void is never a class.
@@ -35,6 +40,7 @@ class ClassInfo:
     name: str
     isthing: bool
     color_rgb: tuple[int, int, int]
+    extra: Mapping[str, Any] = _extra()
 
 
 @dataclass(frozen=True)
@@ -43,6 +49,7 @@ class Quantization:
 
     scale: float
     zero_point: int
+    extra: Mapping[str, Any] = _extra()
 
 
 @dataclass(frozen=True)
@@ -58,6 +65,7 @@ class InputTensor:
     quantization: Quantization | None = None
     color: str = "RGB"
     range: tuple[float, float] = (0.0, 255.0)
+    extra: Mapping[str, Any] = _extra()
 
 
 @dataclass(frozen=True)
@@ -70,6 +78,7 @@ class Preprocess:
     fit: str = "letterbox"
     resize: str = "pillow_bilinear"
     in_graph: bool = True
+    extra: Mapping[str, Any] = _extra()
 
 
 @dataclass(frozen=True)
@@ -87,6 +96,7 @@ class OutputTensor:
     layout: str = "NHWC"
     dtype: str = "float32"
     quantization: Quantization | None = None
+    extra: Mapping[str, Any] = _extra()
 
 
 @dataclass(frozen=True)
@@ -96,6 +106,7 @@ class DecoderConstant:
     name: str
     shape: tuple[int, ...]
     dtype: str = "float32"
+    extra: Mapping[str, Any] = _extra()
 
 
 @dataclass(frozen=True)
@@ -105,6 +116,7 @@ class DecoderInfo:
     name: str
     params: Mapping[str, Any]
     constants: tuple[DecoderConstant, ...] = ()
+    extra: Mapping[str, Any] = _extra()
 
 
 @dataclass(frozen=True)
@@ -124,6 +136,7 @@ class ModelInfo:
     parents: Mapping[str, str] = field(default_factory=dict)
     scheme: str = "torch"
     route: str = ""
+    extra: Mapping[str, Any] = _extra()
 
 
 @dataclass(frozen=True)
@@ -179,11 +192,7 @@ class Contract:
 
     def to_json(self) -> dict[str, Any]:
         """Returns the document as plain JSON types."""
-        document: dict[str, Any] = {"format": FORMAT, "version": VERSION}
-        for item in fields(self):
-            if item.name != "extra":
-                document[item.name] = _plain(getattr(self, item.name))
-        return {**document, **self.extra}
+        return {"format": FORMAT, "version": VERSION, **_plain(self)}
 
     @classmethod
     def from_json(cls, document: Any, *, source: str = "contract") -> Self:
@@ -253,7 +262,8 @@ def _same_type(name: str, value: Any, default: Any) -> Any:
 
 def _plain(value: Any) -> Any:
     if hasattr(value, "__dataclass_fields__"):
-        return {f.name: _plain(getattr(value, f.name)) for f in fields(value)}
+        known = {f.name: _plain(getattr(value, f.name)) for f in fields(value) if f.name != "extra"}
+        return {**known, **value.extra}
     if isinstance(value, Mapping):
         return {k: _plain(v) for k, v in value.items()}
     if isinstance(value, list | tuple):
@@ -261,22 +271,27 @@ def _plain(value: Any) -> Any:
     return value
 
 
-def _build(kind: type, document: Mapping[str, Any]) -> Any:
-    """Builds a flat dataclass from JSON, every value of its declared type; other keys are ignored."""
+def _build(kind: type, document: Mapping[str, Any], **parts: Any) -> Any:
+    """Builds a dataclass from JSON, every value of its declared type; unknown keys are kept in `extra`.
+
+    Args:
+        kind: The dataclass.
+        document: Its JSON object.
+        **parts: Fields that are built already.
+    """
     if not isinstance(document, Mapping):
         raise TypeError(f"{kind.__name__} is not an object")
-    known: dict[str, Any] = {}
-    for item in fields(kind):
-        if item.name not in document:
-            raise KeyError(f"{kind.__name__}.{item.name}")
-        value = document[item.name]
-        if item.name == "quantization" and value is not None:
-            value = {"scale": value["scale"], "zero_point": value["zero_point"]}
-        known[item.name] = value
-    return from_mapping(kind, known, where=kind.__name__)
+    names = [f.name for f in fields(kind) if f.name != "extra"]
+    for name in names:
+        if name not in document:
+            raise KeyError(f"{kind.__name__}.{name}")
+    if document.get("quantization") is not None:
+        parts["quantization"] = _build(Quantization, document["quantization"])
+    plain: Any = from_mapping(kind, {n: document[n] for n in names if n not in parts}, where=kind.__name__)
+    return replace(plain, **parts, extra={k: v for k, v in document.items() if k not in names})
 
 
 def _decoder(document: Mapping[str, Any]) -> DecoderInfo:
     constants = tuple(_build(DecoderConstant, c) for c in document["constants"])
-    info: DecoderInfo = _build(DecoderInfo, {**document, "constants": ()})
-    return replace(info, constants=constants)
+    info: DecoderInfo = _build(DecoderInfo, document, constants=constants)
+    return info

@@ -70,11 +70,16 @@ def test_unknown_keys_are_kept():
     assert Contract.from_json(other).to_json() == other
 
 
-def test_unknown_keys_inside_a_section_are_ignored():
+def test_unknown_keys_inside_a_section_are_kept():
     other = document()
-    other["model"]["future"] = 1
-    other["input"]["quantization"]["future"] = 1
-    assert Contract.from_json(other) == sample()
+    quantized = other["outputs"][1]
+    parts = [other["model"], other["input"], other["preprocess"], quantized, quantized["quantization"]]
+    for place, part in enumerate([*parts, other["classes"][0], other["decoder"], other["decoder"]["constants"][0]]):
+        part["future"] = {"place": place}
+        part["extra"] = "a name of our own"
+    read = Contract.from_json(other)
+    assert read == sample()
+    assert read.to_json() == other
 
 
 @pytest.mark.parametrize("value", [[], 3, "text", {}, {"format": "other"}, None])

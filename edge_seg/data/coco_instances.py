@@ -14,18 +14,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from edge_seg.data.coco_json import (
+    CocoFolder,
     ImageEntry,
-    check_size,
     duplicate,
     field,
-    fingerprint_of,
-    image_folder,
-    read_classes,
     read_coco,
-    read_images,
     unknown_category,
 )
-from edge_seg.data.images import path_inside, read_image
 from edge_seg.data.sample import Sample, Segment
 from edge_seg.errors import DataError
 
@@ -63,28 +58,24 @@ class CocoInstances:
 
     def __init__(self, json_path: Path, *, images: Path | None = None) -> None:
         document = read_coco(json_path)
-        self.json_path = json_path
-        self.name = f"{json_path.resolve().parent.name}/{json_path.stem}"
-        self.classes: tuple[ClassInfo, ...] = read_classes(document, json_path)
-        self._entries = read_images(document, json_path)
-        self._instances = _read_instances(document, json_path, self.classes, self._entries)
-        self.image_folder = image_folder(json_path, self._entries[0], images)
+        self._folder = folder = CocoFolder(document, json_path, images)
+        self.json_path, self.image_folder, self.name = json_path, folder.image_folder, folder.name
+        self.classes: tuple[ClassInfo, ...] = folder.classes
+        self._instances = _read_instances(document, json_path, self.classes, folder.entries)
 
     def __len__(self) -> int:
-        return len(self._entries)
+        return len(self._folder.entries)
 
     def __getitem__(self, index: int) -> Sample:
         """Reads one sample; raises DataError when the picture or a mask is broken."""
-        entry = self._entries[index]
-        path = path_inside(self.image_folder, entry.file_name)
-        image_hwc_u8 = read_image(path)
-        check_size(path, image_hwc_u8.shape, entry)
+        entry = self._folder.entries[index]
+        image_hwc_u8 = self._folder.read_picture(entry)
         id_map_hw_i32, segments = _paint(self.masks(index), entry)
         return Sample(entry.id, entry.file_name, image_hwc_u8, id_map_hw_i32, segments)
 
     def masks(self, index: int) -> list[tuple[Segment, NDArray[np.bool_]]]:
         """Returns every object of a picture with its whole mask, [H, W] bool, overlaps included."""
-        entry = self._entries[index]
+        entry = self._folder.entries[index]
         found = []
         for number, instance in enumerate(self._instances[entry.id], start=1):
             mask_hw = rasterise(instance.shape, entry.height_px, entry.width_px, instance.where)
@@ -93,8 +84,7 @@ class CocoInstances:
 
     def fingerprint(self) -> str:
         """Returns a SHA-256 over the JSON's bytes and the names and sizes of all pictures."""
-        images = [path_inside(self.image_folder, e.file_name) for e in self._entries]
-        return fingerprint_of(self.json_path, images)
+        return self._folder.fingerprint()
 
 
 def rasterise(shape: Any, height_px: int, width_px: int, where: str) -> NDArray[np.bool_]:

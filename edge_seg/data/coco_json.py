@@ -7,12 +7,16 @@ import hashlib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from edge_seg.artifact import read_json, sha256_of
 from edge_seg.contract import ClassInfo
-from edge_seg.data.images import MAX_IMAGE_PX, path_inside
+from edge_seg.data.images import MAX_IMAGE_PX, path_inside, read_image
 from edge_seg.errors import DataError, InputError
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
 
 T = TypeVar("T")
 
@@ -25,6 +29,38 @@ class ImageEntry:
     file_name: str
     width_px: int
     height_px: int
+
+
+class CocoFolder:
+    """What both readers open: the JSON's classes and pictures, and the folder where the pictures lie.
+
+    Args:
+        document: The annotation file, read.
+        json_path: Where it lies.
+        images: Folder of the pictures; found beside the JSON when not given.
+
+    Raises:
+        DataError: The JSON is broken or empty, or the pictures are not found.
+    """
+
+    def __init__(self, document: Mapping[str, Any], json_path: Path, images: Path | None = None) -> None:
+        self.json_path = json_path
+        self.name = f"{json_path.resolve().parent.name}/{json_path.stem}"
+        self.classes = read_classes(document, json_path)
+        self.entries = read_images(document, json_path)
+        self.image_folder = image_folder(json_path, self.entries[0], images)
+
+    def read_picture(self, entry: ImageEntry) -> NDArray[np.uint8]:
+        """Returns a picture, [H, W, 3]; raises DataError when it is broken or of another size than its entry says."""
+        path = path_inside(self.image_folder, entry.file_name)
+        image_hwc_u8 = read_image(path)
+        check_size(path, image_hwc_u8.shape, entry)
+        return image_hwc_u8
+
+    def fingerprint(self, others: Iterable[Path] = ()) -> str:
+        """Returns a SHA-256 over the JSON's bytes and the names and sizes of all pictures and of `others`."""
+        pictures = [path_inside(self.image_folder, e.file_name) for e in self.entries]
+        return fingerprint_of(self.json_path, [*pictures, *others])
 
 
 def read_coco(path: Path) -> Mapping[str, Any]:

@@ -13,18 +13,15 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from edge_seg.data.coco_json import (
+    CocoFolder,
     ImageEntry,
     check_size,
     duplicate,
     field,
-    fingerprint_of,
-    image_folder,
-    read_classes,
     read_coco,
-    read_images,
     unknown_category,
 )
-from edge_seg.data.images import path_inside, read_id_png, read_image
+from edge_seg.data.images import path_inside, read_id_png
 from edge_seg.data.sample import Sample, Segment
 from edge_seg.errors import DataError
 
@@ -58,13 +55,11 @@ class CocoPanoptic:
 
     def __init__(self, json_path: Path, *, images: Path | None = None) -> None:
         document = read_coco(json_path)
-        self.json_path = json_path
-        self.name = f"{json_path.resolve().parent.name}/{json_path.stem}"
-        self.classes: tuple[ClassInfo, ...] = read_classes(document, json_path)
-        self._entries = read_images(document, json_path)
+        self._folder = folder = CocoFolder(document, json_path, images)
+        self.json_path, self.image_folder, self.name = json_path, folder.image_folder, folder.name
+        self.classes: tuple[ClassInfo, ...] = folder.classes
         self._annotations = _read_annotations(document, json_path, self.classes)
         self._check_pairs()
-        self.image_folder = image_folder(json_path, self._entries[0], images)
         self.png_folder = json_path.with_suffix("")
         if not self.png_folder.is_dir():
             raise DataError(
@@ -74,16 +69,14 @@ class CocoPanoptic:
             )
 
     def __len__(self) -> int:
-        return len(self._entries)
+        return len(self._folder.entries)
 
     def __getitem__(self, index: int) -> Sample:
         """Reads one sample; raises DataError when pixels and JSON disagree."""
-        entry = self._entries[index]
+        entry = self._folder.entries[index]
         annotation = self._annotations[entry.id]
-        image_path = path_inside(self.image_folder, entry.file_name)
         png_path = path_inside(self.png_folder, annotation.png_name)
-        image_hwc_u8 = read_image(image_path)
-        check_size(image_path, image_hwc_u8.shape, entry)
+        image_hwc_u8 = self._folder.read_picture(entry)
         id_map_hw_i32 = read_id_png(png_path)
         check_size(png_path, id_map_hw_i32.shape, entry)
         segments = _present(id_map_hw_i32, annotation, png_path)
@@ -91,13 +84,12 @@ class CocoPanoptic:
 
     def fingerprint(self) -> str:
         """Returns a SHA-256 over the JSON's bytes and the names and sizes of all pictures and PNGs."""
-        images = [path_inside(self.image_folder, e.file_name) for e in self._entries]
-        pngs = [path_inside(self.png_folder, self._annotations[e.id].png_name) for e in self._entries]
-        return fingerprint_of(self.json_path, images + pngs)
+        names = [self._annotations[e.id].png_name for e in self._folder.entries]
+        return self._folder.fingerprint(path_inside(self.png_folder, name) for name in names)
 
     def _check_pairs(self) -> None:
         """Every picture needs an annotation, and every annotation a picture."""
-        ids = {entry.id for entry in self._entries}
+        ids = {entry.id for entry in self._folder.entries}
         for one, other, what in (
             (ids, set(self._annotations), "a picture without annotation"),
             (set(self._annotations), ids, "an annotation without picture"),
