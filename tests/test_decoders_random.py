@@ -10,7 +10,8 @@ from decoders_slow import CLASSES, constants, contract, named, slow_decode, slow
 
 from edge_seg.data.synthetic import SyntheticScenes
 from edge_seg.decoders.base import segment_boxes_px
-from edge_seg.decoders.maskconver import MaskConverDecoder, enlarge
+from edge_seg.decoders.maskconver import MaskConverDecoder
+from edge_seg.decoders.square_grid import PairPixels, square_grid
 from edge_seg.evaluation.panoptic_quality import PanopticQuality
 from edge_seg.letterbox import Letterbox
 
@@ -67,6 +68,17 @@ def test_the_random_cases_are_not_all_trivial():
     assert any(p > k for p, k in zip(proposed, kept, strict=True))
     assert max(void) > 0.05
     assert min(void) < 0.9
+
+
+def enlarge(logits, box, stride_px):
+    """All pixels of all squares, put where they belong."""
+    grid = square_grid(box, logits.shape[1:], stride_px)
+    squares, image = np.arange(grid.count), np.full((len(logits), box.image_h_px, box.image_w_px), np.nan)
+    row, column = grid.runs(squares)
+    for k in range(len(logits)):
+        pairs = PairPixels.of(logits, grid, np.full(grid.count, k), squares)
+        image[k, grid.rows.pixel[:, None, row], grid.columns.pixel[None, :, column]] = pairs.rows(slice(None))
+    return image
 
 
 @pytest.mark.parametrize("factor", [1, 2, 4, 16])

@@ -7,14 +7,17 @@ stuff peaks and re-assignment are options of the contract.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from edge_seg.contract import Contract
-from edge_seg.decoders.base import DECODERS, PanopticResult, Raw, SegmentResult, segment_boxes_px
+from edge_seg.decoders.base import DECODERS, PanopticResult, Raw, SegmentResult
+from edge_seg.decoders.heat_peaks import peaks
+from edge_seg.decoders.square_grid import SquareGrid, square_grid
+from edge_seg.decoders.square_merge import Merged, MergeRules, logit, merge
 from edge_seg.errors import InputError
 from edge_seg.letterbox import Letterbox
 
@@ -43,7 +46,10 @@ class MaskConverDecoder:
     def __init__(self, contract: Contract, constants: Mapping[str, Array]) -> None:
         self.params = checked_params(contract.decoder.params)
         self.constants = constants
+        self._last_weight, self._last_bias = last_layer(constants)
         self.isthing = np.array([c.isthing for c in contract.classes])
+        self._single = ~self.isthing & self.params["one_peak_per_stuff_class"]
+        self._rules = MergeRules(**{f.name: self.params[f.name] for f in fields(MergeRules)})
         self._output = {o.role: o.name for o in contract.outputs}
 
     def __call__(self, raw: Raw, box: Letterbox) -> PanopticResult:
@@ -52,19 +58,10 @@ class MaskConverDecoder:
 
     def propose(self, raw: Raw) -> Proposals:
         """Finds the 3x3 peaks of every class and keeps the best `top_k` above the score threshold."""
-        logits = raw[self._output["heatmap"]][0]
-        floor = _logit(self.params["score_threshold"])
-        peak = _peaks(logits) & (logits > floor)
-        if self.params["one_peak_per_stuff_class"]:
-            peak &= self.isthing | (logits == logits.max(axis=(0, 1)))
-        y, x, class_index = np.nonzero(peak)
-        score = logits[y, x, class_index]
-        order = np.argsort(-score, kind="stable")
-        if self.params["one_peak_per_stuff_class"]:
-            # before the cut: on an int8 grid a class may reach its maximum at hundreds of cells
-            order = order[_first_of_stuff(class_index[order], self.isthing)]
-        order = order[: self.params["top_k"]]
-        return Proposals((y * logits.shape[1] + x)[order], class_index[order], _sigmoid(score[order]))
+        floor = logit(self.params["score_threshold"])
+        cell, class_index, score = peaks(raw[self._output["heatmap"]][0], floor, self._single)
+        k = self.params["top_k"]
+        return Proposals(cell[:k], class_index[:k], _sigmoid(score[:k]))
 
     def assemble(self, raw: Raw, proposals: Proposals, box: Letterbox) -> PanopticResult:
         """Computes the masks of given centres and merges them at the size of the image.
@@ -77,93 +74,71 @@ class MaskConverDecoder:
         if not len(proposals.cell):
             return PanopticResult(np.zeros((box.image_h_px, box.image_w_px), np.int32), ())
         logits = self.mask_logits(raw, proposals)
-        return self._merge(enlarge(logits, box, self.params["stride_px"]), proposals)
+        grid = square_grid(box, logits.shape[1:], self.params["stride_px"])
+        weight = proposals.score ** self.params["score_exponent"]
+        return self._result(merge(logits, weight, grid, self._rules), grid, proposals)
 
     def mask_logits(self, raw: Raw, proposals: Proposals) -> Array:
         """Returns the masks of the centres at body resolution, [K, h, w] logits."""
         features = raw[self._output["mask_features"]][0]
         height, width, channels = features.shape
         kernel = self._kernels(raw[self._output["embedding"]][0], proposals)
-        main, amplitude = np.split(kernel, [self._class_embedding.shape[1]], axis=1)
-        offset: Array | np.float32 = np.float32(0)
-        if "mask_predict.weight" in self.constants:
-            offset = main @ self.constants["mask_predict.bias"]
-            main = main @ self.constants["mask_predict.weight"]
-        logits = main @ features.reshape(-1, channels).T
-        logits = np.asarray(logits + np.reshape(offset, (-1, 1)), np.float32).reshape(-1, height, width)
+        logits: Array = (kernel[:, :channels] @ features.reshape(-1, channels).T).reshape(-1, height, width)
+        rows = np.broadcast_to(kernel[:, -1:], (len(kernel), height))
         if self.params["wavelengths_cells"]:
-            logits += position_logits(amplitude, proposals.cell, (height, width), self.params["wavelengths_cells"])
+            wavelengths = self.params["wavelengths_cells"]
+            y, x = np.divmod(proposals.cell, width)
+            amplitude = kernel[:, channels:-1].reshape(len(kernel), len(wavelengths), 4)
+            rows = rows + position_logits(amplitude[:, :, 2:], y, height, wavelengths)
+            logits += position_logits(amplitude[:, :, :2], x, width, wavelengths)[:, None]
+        logits += rows[:, :, None]
         return logits
 
-    @property
-    def _class_embedding(self) -> Array:
-        return self.constants["class_embedding.weight"]
-
     def _kernels(self, embedding: Array, proposals: Proposals) -> Array:
-        """Gathers embeddings and sends them through class embedding and MLP, [K, width + 4 wavelengths]."""
+        """Gathers embeddings and sends them through class embedding and MLP, [K, channels + 4 wavelengths + 1]."""
         k = self.constants
         e = embedding.reshape(-1, embedding.shape[-1])[proposals.cell]
         if "embedding_predict.weight" in k:
             e = e @ k["embedding_predict.weight"].T + k["embedding_predict.bias"]
-        c = self._class_embedding[proposals.class_index]
+        c = k["class_embedding.weight"][proposals.class_index]
         z = e * c if self.params["class_embedding"] == "multiply" else e + c
         z = z @ k["fc1.weight"].T + k["fc1.bias"]
-        z = (z - z.mean(1, keepdims=True)) / np.sqrt(z.var(1, keepdims=True) + _LAYER_NORM_EPS)
+        z -= z.mean(axis=1, keepdims=True)
+        z /= np.sqrt(np.square(z).mean(axis=1, keepdims=True) + np.float32(_LAYER_NORM_EPS))
         z = np.maximum(z * k["norm.weight"] + k["norm.bias"], 0)
-        return np.asarray(z @ k["fc2.weight"].T + k["fc2.bias"], np.float32)
+        return np.asarray(z @ self._last_weight + self._last_bias, np.float32)
 
-    def _merge(self, logits_khw: Array, proposals: Proposals) -> PanopticResult:
-        """Arg-max of score ** exponent * probability, then rejects small and overlapped segments."""
-        weight = proposals.score ** self.params["score_exponent"]
-        alive = np.ones(len(weight), bool)
-        area_min_px = self.params["min_area_share"] * logits_khw[0].size
-        own_px = np.count_nonzero(logits_khw > 0, axis=(1, 2))
-        winner = _argmax(logits_khw, weight, alive)
-        while True:
-            seen = _without_faint(winner, logits_khw, self.params["mask_threshold"])
-            visible_px = np.bincount(seen.ravel() + 1, minlength=len(weight) + 1)[1:]
-            keep = alive & (visible_px > area_min_px) & (own_px > 0)
-            keep &= visible_px > self.params["overlap_threshold"] * own_px
-            if not self.params["reassign_rejected"] or (keep == alive).all():
-                return self._result(seen, keep, proposals)
-            # give up the worst rejected segment only: its pixels may save another
-            rejected = np.flatnonzero(alive & ~keep)
-            worst = rejected[np.argmin(weight[rejected])]
-            alive[worst] = False
-            freed = winner == worst
-            winner[freed] = _argmax(logits_khw[:, freed], weight, alive)
-
-    def _result(self, winner_hw: NDArray[np.int64], keep: NDArray[np.bool_], proposals: Proposals) -> PanopticResult:
-        table = np.zeros(len(keep) + 1, np.int32)
+    def _result(self, merged: Merged, grid: SquareGrid, proposals: Proposals) -> PanopticResult:
+        """Numbers the segments: a thing is one mask, a stuff class all its masks."""
+        number = np.zeros(len(merged.keep) + 1, np.int32)
         ids: dict[tuple[int, int], int] = {}
         members: list[int] = []
-        for k in np.flatnonzero(keep):
+        for k in np.flatnonzero(merged.keep).tolist():
             class_index = int(proposals.class_index[k])
-            key = (class_index, int(k) if self.isthing[class_index] else -1)
+            key = (class_index, k if self.isthing[class_index] else -1)
             if key not in ids:
                 ids[key] = len(ids) + 1
-                members.append(int(k))
-            table[k + 1] = ids[key]
-        id_map = table[winner_hw + 1]
-        areas = np.bincount(id_map.ravel(), minlength=len(members) + 1)[1:]
-        boxes = segment_boxes_px(id_map, len(members))
-        segments = tuple(
-            SegmentResult(
-                id=index + 1,
-                class_index=int(proposals.class_index[k]),
-                isthing=bool(self.isthing[proposals.class_index[k]]),
-                score=float(proposals.score[k]),
-                area_px=int(areas[index]),
-                bbox_xywh_px=(
-                    int(boxes[index, 0]),
-                    int(boxes[index, 1]),
-                    int(boxes[index, 2]),
-                    int(boxes[index, 3]),
-                ),
-            )
-            for index, k in enumerate(members)
+                members.append(k)
+            number[k + 1] = ids[key]
+        id_map = merged.shown.id_map(number, grid)
+        areas = np.bincount(number[1:], weights=merged.visible_px, minlength=len(members) + 1)[1:].astype(np.int64)
+        boxes = merged.shown.boxes_xywh_px(number, len(members), grid)
+        return PanopticResult(
+            id_map,
+            tuple(
+                SegmentResult(
+                    id=index,
+                    class_index=int(proposals.class_index[k]),
+                    isthing=bool(self.isthing[proposals.class_index[k]]),
+                    score=float(proposals.score[k]),
+                    area_px=area,
+                    bbox_xywh_px=(x, y, w, h),
+                )
+                for index, (k, area, (x, y, w, h)) in enumerate(
+                    zip(members, areas.tolist(), boxes.tolist(), strict=True), 1
+                )
+            ),
         )
-        return PanopticResult(id_map, segments)
 
 
 _RANGES = {
@@ -190,97 +165,40 @@ def checked_params(params: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def position_logits(
-    amplitude: Array, cell: NDArray[np.int64], size_hw: tuple[int, int], wavelengths_cells: list[float]
+    amplitude: Array, center_cells: NDArray[np.int64], size_cells: int, wavelengths_cells: list[float]
 ) -> Array:
-    """Row and column terms of each kernel around its cell, [K, h, w].
+    """Terms of each kernel along one axis, around its centre, [K, size].
 
     Args:
-        amplitude: [K, 4 * wavelengths]; for each wavelength cos x, sin x, cos y, sin y.
-        cell: [K] flat cells.
-        size_hw: Rows and columns.
-        wavelengths_cells: Wavelengths in cells.
+        amplitude: [K, wavelengths, 2] of cosine and sine.
+        center_cells: [K] place of the centre along the axis.
+        size_cells: Cells of the axis.
+        wavelengths_cells: Wavelengths.
     """
-    height, width = size_hw
-    a = amplitude.reshape(len(cell), -1, 4)
     angle = (2 * np.pi / np.array(wavelengths_cells, np.float32))[:, None]
-    dx = (np.arange(width) - (cell % width)[:, None])[:, None].astype(np.float32) * angle
-    dy = (np.arange(height) - (cell // width)[:, None])[:, None].astype(np.float32) * angle
-    columns = (a[:, :, 0, None] * np.cos(dx) + a[:, :, 1, None] * np.sin(dx)).sum(1)
-    rows = (a[:, :, 2, None] * np.cos(dy) + a[:, :, 3, None] * np.sin(dy)).sum(1)
-    return np.asarray(rows[:, :, None] + columns[:, None, :], np.float32)
+    distance = (np.arange(size_cells) - center_cells[:, None])[:, None].astype(np.float32) * angle
+    terms = amplitude[:, :, 0, None] * np.cos(distance) + amplitude[:, :, 1, None] * np.sin(distance)
+    return np.asarray(terms.sum(axis=1), np.float32)
 
 
-def enlarge(logits_khw: Array, box: Letterbox, stride_px: int) -> Array:
-    """Bilinear enlargement from body cells straight to image pixels, [K, image_h, image_w].
+def last_layer(constants: Mapping[str, Array]) -> tuple[Array, Array]:
+    """Folds the mask head's 1x1, where it was taken out of the graph, into the kernels' last layer.
 
     Args:
-        logits_khw: Masks at body resolution.
-        box: Geometry; the padding is left out.
-        stride_px: Network pixels per cell.
+        constants: The decoder's constants.
+
+    Returns:
+        Weight [width, channels + position terms + 1] and bias of a layer whose last output is the mask's offset.
     """
-    content_w, content_h = box.content_wh_px
-    rows = _bilinear(box.image_h_px, logits_khw.shape[1], content_h / box.image_h_px / stride_px)
-    columns = _bilinear(box.image_w_px, logits_khw.shape[2], content_w / box.image_w_px / stride_px)
-    return np.asarray(rows @ (logits_khw @ columns.T), np.float32)
-
-
-def _bilinear(pixels: int, cells: int, cells_per_px: float) -> Array:
-    """Interpolation matrix [pixels, cells], half-pixel centres, clamped at the border."""
-    place = np.clip((np.arange(pixels) + 0.5) * cells_per_px - 0.5, 0, cells - 1)
-    left = np.minimum(place.astype(np.int64), max(cells - 2, 0))
-    share = (place - left).astype(np.float32)
-    matrix = np.zeros((pixels, cells), np.float32)
-    matrix[np.arange(pixels), left] = 1 - share
-    matrix[np.arange(pixels), np.minimum(left + 1, cells - 1)] += share
-    return matrix
-
-
-def _argmax(logits_khw: Array, weight: Array, alive: NDArray[np.bool_]) -> NDArray[np.int64]:
-    """Index of the living mask with the largest weight * probability at each pixel, -1 where there is none."""
-    best = np.zeros(logits_khw.shape[1:], np.float32)
-    winner = np.full(logits_khw.shape[1:], -1, np.int64)
-    for k in np.flatnonzero(alive):
-        value = weight[k] / (1 + np.exp(-np.clip(logits_khw[k], -60, 60)))
-        better = value > best
-        best[better] = value[better]
-        winner[better] = k
-    return winner
-
-
-def _without_faint(winner: NDArray[np.int64], logits_khw: Array, mask_threshold: float) -> NDArray[np.int64]:
-    """Returns the winners, with void (-1) where the winner's own probability is not above the threshold."""
-    if mask_threshold <= 0:
-        return winner
-    chosen = np.take_along_axis(logits_khw, np.maximum(winner, 0)[None], axis=0)[0]
-    return np.where(chosen <= _logit(mask_threshold), -1, winner)
-
-
-def _first_of_stuff(class_index: NDArray[np.int64], isthing: NDArray[np.bool_]) -> NDArray[np.int64]:
-    """Positions to keep when equal maxima left several peaks of one stuff class."""
-    first = np.zeros(len(class_index), bool)
-    first[np.unique(class_index, return_index=True)[1]] = True
-    return np.flatnonzero(first | isthing[class_index])
-
-
-def _peaks(x_hwc: Array) -> NDArray[np.bool_]:
-    """Cells that are the 3x3 maximum of their channel; of equal neighbours only the first in reading order is one.
-
-    Ties are common on an int8 grid, where two cells of one object often share the largest value.
-    """
-    height, width = x_hwc.shape[:2]
-    padded = np.pad(x_hwc, ((1, 1), (1, 1), (0, 0)), constant_values=-np.inf)
-    peak = np.ones(x_hwc.shape, bool)
-    for dy, dx in ((-1, -1), (-1, 0), (-1, 1), (0, -1)):
-        earlier = padded[1 + dy : 1 + dy + height, 1 + dx : 1 + dx + width]
-        later = padded[1 - dy : 1 - dy + height, 1 - dx : 1 - dx + width]
-        peak &= (x_hwc > earlier) & (x_hwc >= later)
-    return peak
-
-
-def _logit(p: float) -> np.float32:
-    if p <= 0:
-        return np.float32(-np.inf)
-    return np.float32(np.log(p / (1 - p))) if p < 1 else np.float32(np.inf)
+    weight, bias = constants["fc2.weight"].T, constants["fc2.bias"]
+    layer = np.concatenate([weight, bias[None]]).astype(np.float64)
+    width = constants["class_embedding.weight"].shape[1]
+    main, rest, offset = layer[:, :width], layer[:, width:], np.zeros((len(layer), 1))
+    if "mask_predict.weight" in constants:
+        offset = main @ constants["mask_predict.bias"][:, None]
+        main = main @ constants["mask_predict.weight"]
+    layer = np.concatenate([main, rest, offset], axis=1).astype(np.float32)
+    return np.ascontiguousarray(layer[:-1]), layer[-1]
 
 
 def _sigmoid(x: Array) -> Array:
