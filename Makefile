@@ -9,7 +9,6 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 TYPES := .mypy_cache/packages
-CONVERTED = $(wildcard runs/quickstart/convert/*.tflite)
 
 # Nothing outside the environment may leak in.
 export PYTHONNOUSERSITE := 1
@@ -47,10 +46,8 @@ types: $(STAMP)  ## check the types
 	@ln -s $(addprefix $(CURDIR)/,$(wildcard edge_seg/*) converters benchmarks) $(TYPES)/edge_seg/
 	MYPYPATH=$(TYPES) $(BIN)/mypy -p edge_seg
 
-bench: $(STAMP)  ## measure the quickstart's converted files on this machine
-	@test -n '$(CONVERTED)' || { echo 'There are no converted files yet: run `make quickstart` first.' >&2; exit 2; }
-	$(BIN)/edge-seg benchmark $(CONVERTED) --profile host_cpu_1t --profile host_cpu_2t \
-	  --out runs/bench/results.json $(ARGS)
+bench: $(STAMP)  ## speed of every network in one interleaved run on one core
+	$(BIN)/python -m edge_seg.network_speed $(ARGS)
 
 results: $(STAMP)  ## rewrite the results in README.md from results/*.json
 	$(BIN)/python -m edge_seg.results_table README.md results

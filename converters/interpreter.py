@@ -68,7 +68,7 @@ class TfliteRunner:
         self.path, self.threads, self.kernels = path, threads, kernels
         self.graph: Graph = read_graph(path)
         self.contract: Contract = read_contract(path)
-        self._input, self._outputs = _places(self.graph, self.contract)
+        self._input, self._outputs = places(self.graph, self.contract)
         module, self.runtime = _runtime()
         self._interpreter: Any = _prepared(module, path, threads, _RESOLVERS[kernels])
 
@@ -98,7 +98,7 @@ class TfliteRunner:
         """
         check_picture(input_hwc_u8, self.contract)
         try:
-            self._interpreter.set_tensor(self._input, _encode(input_hwc_u8, self.contract.input.dtype))
+            self._interpreter.set_tensor(self._input, encode(input_hwc_u8, self.contract.input.dtype))
             self._interpreter.invoke()
         except (RuntimeError, ValueError) as error:
             raise _refused(self.path, error) from error
@@ -127,6 +127,40 @@ class TfliteRunner:
             inside |= _between(self.graph, node["inputs"].tolist(), node["outputs"].tolist())
         outside = tuple(op for op in self.graph.ops if op.index not in inside)
         return Delegation(len(nodes), len(inside), total, outside)
+
+
+class PlainRunner:
+    """Any .tflite with one picture as input and no contract: for timing other people's networks beside ours.
+
+    Args:
+        path: The file.
+        threads: CPU threads.
+
+    Raises:
+        InputError: No such file.
+        ArtifactError: It is truncated or the runtime cannot run it.
+    """
+
+    def __init__(self, path: Path, *, threads: int = 1) -> None:
+        self.graph: Graph = read_graph(path)
+        module, self.runtime = _runtime()
+        self._interpreter: Any = _prepared(module, path, threads, _RESOLVERS["xnnpack"])
+        self._inputs = self._interpreter.get_input_details()
+        self._outputs = [detail["index"] for detail in self._interpreter.get_output_details()]
+
+    def run(self, seed: int = 0) -> None:
+        """Writes seeded noise (0..1, or integers over their range), runs the graph and reads every output."""
+        rng = np.random.default_rng(seed)
+        for detail in self._inputs:
+            dtype, shape = np.dtype(detail["dtype"]), tuple(detail["shape"])
+            noise = rng.random(shape, np.float32)
+            if dtype.kind in "iu":
+                limits = np.iinfo(dtype)
+                noise = limits.min + noise * (float(limits.max) - limits.min)
+            self._interpreter.set_tensor(detail["index"], noise.astype(dtype))
+        self._interpreter.invoke()
+        for index in self._outputs:
+            self._interpreter.get_tensor(index)
 
 
 def check_picture(input_hwc_u8: NDArray[np.uint8], contract: Contract) -> None:
@@ -187,8 +221,15 @@ def _refused(path: Path, error: Exception) -> ArtifactError:
     )
 
 
-def _places(graph: Graph, contract: Contract) -> tuple[int, dict[str, int]]:
-    """Finds the tensors of the contract by signature key, else by name, and checks shape, dtype and grid."""
+def places(graph: Graph, contract: Contract) -> tuple[int, dict[str, int]]:
+    """Finds the tensors of the contract by signature key, else by name, and checks shape, dtype and grid.
+
+    Returns:
+        The input's tensor index, and those of the outputs by contract name.
+
+    Raises:
+        ArtifactError: The file does not fit its contract.
+    """
     signature = graph.signatures[0] if graph.signatures else None
     inputs = dict(signature.inputs) if signature else {}
     outputs = dict(signature.outputs) if signature else {}
@@ -221,7 +262,7 @@ def _misfit(graph: Graph, name: str, expected: str, got: str) -> ArtifactError:
     )
 
 
-def _encode(input_hwc_u8: NDArray[np.uint8], dtype: str) -> NDArray[Any]:
+def encode(input_hwc_u8: NDArray[np.uint8], dtype: str) -> NDArray[Any]:
     """Puts a picture on the input's grid, [1, H, W, 3]: byte - 128 for int8, the byte itself otherwise."""
     batch = input_hwc_u8[None]
     if dtype == "int8":

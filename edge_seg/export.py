@@ -8,7 +8,7 @@ from __future__ import annotations
 import copy
 import logging
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,8 @@ from safetensors.numpy import save as save_safetensors
 from torch import Tensor, nn
 
 from edge_seg.artifact import atomic_path, sha256_of, write_arrays, write_bytes, write_manifest
-from edge_seg.contract import Contract
+from edge_seg.contract import ClassInfo, Contract
+from edge_seg.models.base import ExportGraph, Network
 from edge_seg.models.torch_runner import make_contract
 from edge_seg.training.checkpoint import load_checkpoint
 
@@ -57,41 +58,76 @@ class NhwcBody(nn.Module):
         return tuple(raw[name].permute(0, 2, 3, 1) for name in self.names)
 
 
-def export(checkpoint_path: Path, out: Path, *, fold: bool = True) -> Exported:
+def export(checkpoint_path: Path, out: Path, *, fold: bool = True, split_7x7: bool = True) -> Exported:
     """Writes the exported folder of a checkpoint.
 
     Args:
         checkpoint_path: `model.safetensors` of a training.
         out: Folder.
         fold: Whether the decoder takes over the last 1x1 layers (exact, cheaper).
+        split_7x7: Whether 7x7 depthwise convolutions become sums of three smaller ones (exact, much faster on a CPU).
 
     Raises:
         InputError: The checkpoint is missing or `out` cannot be written.
         ArtifactError: The checkpoint is broken.
     """
     checkpoint = load_checkpoint(checkpoint_path)
-    graph = checkpoint.network.export_graph(lazy_embedding=fold, fold_mask=fold)
-    contract = _with_parents(
-        make_contract(checkpoint.network, graph, checkpoint.classes, checkpoint.settings.decoder),
-        checkpoint_path,
-    )
+    network, options = checkpoint.network, {"fold": fold, "split_7x7": split_7x7}
+    graph = _graph(network, options)
+    contract = make_contract(network, graph, checkpoint.classes, checkpoint.settings.decoder)
+    config = {**options, "settings_seed": checkpoint.settings.seed}
+    _write(out, graph, _with_parents(contract, checkpoint_path), config, [checkpoint_path])
+    return Exported(out, out / "model.pt2", out / "contract.json", sha256_of(out / "model.pt2"))
+
+
+def export_network(
+    network: Network,
+    classes: Sequence[ClassInfo],
+    decoder: Mapping[str, Any],
+    out: Path,
+    *,
+    fold: bool = True,
+    split_7x7: bool = True,
+) -> Path:
+    """Writes the exported folder of a network that comes from no checkpoint (for speed, where weights do not matter).
+
+    Args:
+        network: The network, in evaluation mode.
+        classes: Its classes.
+        decoder: Decoder settings of the recipe.
+        out: Folder.
+        fold: As in `export`.
+        split_7x7: As in `export`.
+
+    Returns:
+        `out`.
+
+    Raises:
+        InputError: `out` cannot be written.
+    """
+    options = {"fold": fold, "split_7x7": split_7x7}
+    graph = _graph(network, options)
+    _write(out, graph, make_contract(network, graph, classes, decoder), options, [])
+    return out
+
+
+def _graph(network: Network, options: Mapping[str, bool]) -> ExportGraph:
+    fold = options["fold"]
+    return network.export_graph(lazy_embedding=fold, fold_mask=fold, split_7x7=options["split_7x7"])
+
+
+def _write(
+    out: Path, graph: ExportGraph, contract: Contract, config: Mapping[str, Any], parents: Sequence[Path]
+) -> None:
+    """Writes the four files and, when all are there, their manifests."""
     wrapped = NhwcBody(graph.body, [o.name for o in contract.outputs]).eval()
     paths = {n: out / n for n in ("model.pt2", "contract.json", "decoder.safetensors", "reference.npz")}
     _save_program(wrapped, contract, paths["model.pt2"])
     contract.save(paths["contract.json"])
     write_bytes(paths["decoder.safetensors"], save_safetensors(dict(graph.constants)))
     _save_reference(wrapped, contract, paths["reference.npz"])
-    config = {"fold": fold, "settings_seed": checkpoint.settings.seed}
     for path in paths.values():
-        write_manifest(
-            path,
-            kind="exported",
-            step="export",
-            config=config,
-            parents=[checkpoint_path],
-            seed=REFERENCE_SEED,
-        )
-    return Exported(out, paths["model.pt2"], paths["contract.json"], sha256_of(paths["model.pt2"]))
+        write_manifest(path, kind="exported", step="export", config=config, parents=parents, seed=REFERENCE_SEED)
 
 
 def _with_parents(contract: Contract, checkpoint_path: Path) -> Contract:

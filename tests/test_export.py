@@ -166,6 +166,49 @@ def test_an_export_without_foldings_needs_no_extra_constants(tiny_checkpoint, tm
     assert [o.activation for o in contract.outputs] == ["logit", "none", "none"]
 
 
+@pytest.mark.usefixtures("quick_program")
+def test_the_manifest_says_whether_7x7_convolutions_were_split_and_both_compute_the_same(
+    tiny_checkpoint, tiny_exported, tmp_path
+):
+    export(tiny_checkpoint, tmp_path, split_7x7=False)
+    assert read_manifest(tmp_path / "model.pt2").config["split_7x7"] is False
+    assert read_manifest(tiny_exported / "model.pt2").config["split_7x7"] is True
+    whole, split = dict(np.load(tmp_path / "reference.npz")), dict(np.load(tiny_exported / "reference.npz"))
+    for name in ("heatmap", "embedding", "mask_features"):
+        assert np.abs(whole[name] - split[name]).max() <= 1e-5 * np.ptp(whole[name])
+        assert not np.array_equal(whole[name], split[name])  # another order of additions: it is another graph
+    assert (tmp_path / "contract.json").read_bytes() == (tiny_exported / "contract.json").read_bytes()
+
+
+@pytest.mark.usefixtures("quick_program")
+@pytest.mark.parametrize(("flags", "split"), [((), True), (("--no-split-7x7",), False)])
+def test_the_command_line_passes_the_split_on(tiny_checkpoint, tmp_path, monkeypatch, edge_seg, flags, split):
+    monkeypatch.setattr("edge_seg.converters.convert.convert_many", lambda *_a, **_k: [])
+    assert edge_seg("export", tiny_checkpoint, "--out", tmp_path / "e", *flags).code == 0
+    assert edge_seg("convert", tiny_checkpoint, "--out", tmp_path / "c", *flags).code == 0
+    for folder in (tmp_path / "e", tmp_path / "c" / "exported"):
+        assert read_manifest(folder / "model.pt2").config["split_7x7"] is split
+
+
+@pytest.mark.usefixtures("quick_program")
+def test_a_network_without_a_checkpoint_is_exported_alike(tiny_checkpoint, tiny_exported, tmp_path):
+    checkpoint = load_checkpoint(tiny_checkpoint)
+    decoder = checkpoint.settings.decoder
+    assert export_module.export_network(checkpoint.network, checkpoint.classes, decoder, tmp_path) == tmp_path
+    same, other = (Contract.load(f / "contract.json").to_json() for f in (tmp_path, tiny_exported))
+    assert same["model"].pop("parents") != other["model"].pop("parents")
+    assert same == other
+    assert (tmp_path / "decoder.safetensors").read_bytes() == (tiny_exported / "decoder.safetensors").read_bytes()
+    manifest = read_manifest(tmp_path / "model.pt2")
+    assert (manifest.parents, manifest.config) == ([], {"fold": True, "split_7x7": True})
+
+
+def test_a_folder_that_was_exported_cannot_be_joined_again(tiny_exported, tmp_path, edge_seg):
+    done = edge_seg("convert", tiny_exported, "--out", tmp_path, "--no-split-7x7")
+    assert done.code == 2
+    assert "export again" in done.err
+
+
 def test_an_export_is_repeatable_and_leaves_the_logger_of_torch_alone(tiny_checkpoint, tiny_exported, tmp_path):
     logger = logging.getLogger("torch.export")
     level = logger.level

@@ -33,7 +33,7 @@ ARROWS = {
     "benchmarks": {"decoders", "evaluation"},
 }
 # The command line and the modules that only it (and what it calls) imports: they may import everything.
-COMMANDS = {"cli", "__main__", "steps", "quickstart", "doctor", "model_file", "results_table"}
+COMMANDS = {"cli", "__main__", "steps", "quickstart", "doctor", "model_file", "results_table", "network_speed"}
 # Layers that must not import these even inside a function.
 NEVER = {
     "converters": {"backbones", "layers", "models", "quantization", "training", "export"},

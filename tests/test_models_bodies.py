@@ -9,6 +9,7 @@ from torch import fx, nn
 from edge_seg.backbones.base import BACKBONES
 from edge_seg.errors import ConfigError, InputError
 from edge_seg.layers import aspp, conv, ops
+from edge_seg.layers.split import SplitDepthwise7x7, is_depthwise_7x7
 from edge_seg.models.base import MODELS, plain_convolutions
 
 ELEMENTS = (
@@ -145,6 +146,35 @@ def test_the_exported_body_is_a_copy_without_special_convolutions(network):
     after = network.state_dict()
     assert before.keys() == after.keys()
     assert all(torch.equal(before[k], after[k]) for k in before)
+
+
+def test_the_exported_body_can_be_traced_and_consists_of_modules_only(network):
+    """Quantisation-aware retraining starts from it, after the rewrites."""
+    body = network.export_graph().body
+    assert [n for n in traced(body).nodes if n.op in ("call_function", "call_method", "get_attr")] == []
+    x = torch.rand(1, 3, 64, 64) * 255
+    with torch.inference_mode():
+        expected, got = body(x), fx.symbolic_trace(body)(x)
+    assert all(torch.equal(expected[k], got[k]) for k in expected)
+
+
+def count(module: nn.Module, kind) -> int:
+    return sum(kind(m) for m in module.modules())
+
+
+def test_the_7x7_convolutions_are_split_unless_asked_otherwise_and_compute_the_same(network):
+    whole = network.export_graph(lazy_embedding=False, fold_mask=False, split_7x7=False).body
+    split = network.export_graph(lazy_embedding=False, fold_mask=False).body
+    heads = 6 if network.options.head_kernel == 7 else 0
+    assert count(whole, is_depthwise_7x7) == count(network.body, is_depthwise_7x7) == heads
+    assert count(split, is_depthwise_7x7) == count(whole, lambda m: isinstance(m, SplitDepthwise7x7)) == 0
+    assert count(split, lambda m: isinstance(m, SplitDepthwise7x7)) == heads
+    x = torch.rand(1, 3, 32, 32, dtype=torch.float64) * 255
+    with torch.inference_mode():
+        a, b = network.body.double()(x), split.double()(x)
+    network.float()
+    for key in a:  # the folded kernels are stored in float32
+        assert (a[key] - b[key]).abs().max() <= 1e-6 * a[key].abs().max()
 
 
 def test_plain_convolutions_change_no_number(network):

@@ -177,6 +177,57 @@ def test_losses_see_nothing_in_the_padding():
         assert [v.item() for v in a] == [v.item() for v in b]
 
 
+class Total:
+    """Stands for several processes: first notes what each part hands in, then answers with the sums."""
+
+    def __init__(self, size):
+        self.size, self.noted, self.number = size, [], 0
+
+    def total(self, value):
+        self.number += 1
+        if len(self.noted) < self.number:
+            self.noted.append([])
+        if len(self.noted[self.number - 1]) < self.size:
+            self.noted[self.number - 1].append(value)
+            return value
+        return sum(self.noted[self.number - 1])
+
+    def rounds(self, parts, function):
+        for part in parts:
+            self.number = 0
+            function(part)
+        results = []
+        for part in parts:
+            self.number = 0
+            results.append(function(part))
+        return results
+
+
+@pytest.mark.parametrize("parts", [[[0, 1], [2]], [[0], [1], [2]]], ids=str)
+def test_centre_losses_of_parts_add_up_to_that_of_the_whole_batch(parts):
+    rng = np.random.default_rng(0)
+    logits, heat, weight = (torch.from_numpy(rng.random((3, 2, 4, 4))) for _ in range(3))
+    count, total = torch.tensor([3, 0, 9]), Total(len(parts))
+    found = total.rounds(parts, lambda p: center_loss(logits[p], heat[p], weight[p], count[p], reduce=total))
+    assert sum(found).item() == pytest.approx(center_loss(logits, heat, weight, count).item(), rel=1e-12)
+
+
+@pytest.mark.parametrize("parts", [[[0, 1, 2, 3], [4]], [[0, 1, 2, 3, 4], []]], ids=str)
+@pytest.mark.parametrize("adaptive", [False, True])
+def test_mask_losses_of_parts_add_up_to_those_of_the_whole_batch(parts, adaptive):
+    """Also when a process has no mask at all. A mean of the parts' means would differ."""
+    rng = np.random.default_rng(0)
+    logits, truth, weight = (torch.from_numpy(rng.random((5, 4, 4))) for _ in range(3))
+    parts, total = [torch.tensor(p, dtype=torch.long) for p in parts], Total(len(parts))
+    found = total.rounds(
+        parts, lambda p: torch.stack(mask_losses(logits[p], truth[p], weight[p], adaptive=adaptive, reduce=total))
+    )
+    whole = torch.stack(mask_losses(logits, truth, weight, adaptive=adaptive))
+    torch.testing.assert_close(sum(found), whole, rtol=1e-12, atol=0)
+    means = sum(torch.stack(mask_losses(logits[p], truth[p], weight[p], adaptive=adaptive)) for p in parts) / 2
+    assert not torch.allclose(means, whole, rtol=1e-3)
+
+
 def test_the_loss_falls_when_a_network_is_trained_on_one_picture(network):
     criterion = network.criterion({}, CLASSES)
     image, batch = batch_of([scene()] * 2, criterion)

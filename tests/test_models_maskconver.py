@@ -23,6 +23,7 @@ OPTIONS = [
     {"class_embedding": "multiply", "relative_position": False},
     {"class_embedding": "add", "relative_position": True},
     {"class_embedding": "add", "relative_position": False},
+    {"class_embedding": "multiply", "relative_position": False, "shared_trunk": "conv", "aspp": "light"},
 ]
 
 
@@ -48,6 +49,89 @@ def test_parts_have_the_published_number_of_parameters():
 @pytest.mark.parametrize(("num_classes", "params"), [(201, 3_441_897), (133, 3_407_013)])
 def test_totals_have_the_published_number_of_parameters(num_classes, params):
     assert sum(p.numel() for p in published(num_classes, 640).parameters()) == params
+
+
+def head_params(skip: int, width: int, kernel: int, out: int, *, convs: int = 2, fused: bool = True) -> int:
+    """By hand: skip 1x1, pairs of depthwise and 1x1, each with BatchNorm's two; a prediction with bias."""
+    pair = kernel * kernel * width + 2 * width + width * width + 2 * width
+    return fused * (skip * width + 2 * width) + convs * pair + width * out + out
+
+
+def aspp_params(top: int, width: int, dilated: int, branch: int) -> int:
+    return (2 + dilated) * (top * branch + 2 * branch) + dilated * 9 * top + (2 + dilated) * branch * width + 2 * width
+
+
+def embedding_params(classes: int, width: int) -> int:
+    """Class embedding, two layers, LayerNorm; 20 more outputs for the cosines and sines of five wavelengths."""
+    return classes * width + (width * width + width) + 2 * width + (width + 1) * (width + 20)
+
+
+BACKBONE_PARAMS = {  # the last two without their last block: 128 x 960 with BatchNorm; 960 wide, 320 out
+    "mobilenet_mh": 1_633_504,  # published total of 3,407,013 less the parts counted here
+    "mobilenet_v2": 3_504_872 - 1_281_000 - 1280 * 322,  # published, less classifier and last convolution
+    "mobilenet_v4_conv_small": 1_261_664,  # counted in timm 1.0.31
+    "mobilenet_v4_conv_small_128": 1_261_664 - 960 * (128 + 2),
+    "mobilenet_v2_160": 1_811_712 - 960 * (160 + 2) - 960 * (9 + 2) - 320 * (960 + 2),
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "backbone", "top", "skip", "width", "kernel"),
+    [
+        ("maskconver_mh_256", "mobilenet_mh", 448, 64, 256, 7),
+        ("maskconver_mh_256_k5", "mobilenet_mh", 448, 64, 256, 5),
+        ("maskconver_mnv2_256", "mobilenet_v2", 320, 32, 256, 7),
+        ("maskconver_mnv2_256_k5", "mobilenet_v2", 320, 32, 256, 5),
+        ("maskconver_mnv4s_256", "mobilenet_v4_conv_small", 960, 64, 256, 5),
+        ("maskconver_lite_256", "mobilenet_v2_160", 160, 32, 128, 5),
+        ("maskconver_lite_mnv4s_256", "mobilenet_v4_conv_small_128", 128, 64, 160, 5),
+    ],
+)
+def test_every_variant_has_the_number_of_parameters_counted_by_hand(name, backbone, top, skip, width, kernel):
+    with torch.device("meta"):
+        net = MODELS[name](133)
+    heads = sum(head_params(skip, width, kernel, out) for out in (133, width, width))
+    truth = BACKBONE_PARAMS[backbone] + aspp_params(top, width, 3, width) + heads + embedding_params(133, width)
+    assert sum(p.numel() for p in net.parameters()) == truth
+    assert net.input_px == 256
+
+
+def test_five_by_five_heads_save_24_taps_in_each_of_six_layers():
+    with torch.device("meta"):
+        seven, five = (MODELS[n](133, relative_position=False) for n in ("maskconver_mh_256", "maskconver_mh_256_k5"))
+    counts = [sum(p.numel() for p in net.parameters()) for net in (seven, five)]
+    assert counts == [3_407_013, 3_407_013 - 6 * 24 * 256]
+    assert conv_macs(seven.body, 256).keys() == conv_macs(five.body, 256).keys()
+
+
+@pytest.mark.parametrize("name", [n for n in MODELS.names() if "lite" in n])
+def test_a_lite_network_stays_within_its_budget(name):
+    """At most 0.78 GMAC with 133 classes at 256 px, the 50 mask products included."""
+    assert 0.6e9 < MODELS[name](133).macs()["macs"] <= 0.78e9
+
+
+@pytest.mark.parametrize(
+    ("options", "trunk", "own"), [({"shared_trunk": "sum"}, 0, 2), ({"shared_trunk": "conv"}, 1, 1)], ids=str
+)
+def test_a_shared_trunk_is_counted_once(options, trunk, own):
+    """By hand, width 16 and 5x5: the trunk is a head without prediction; each head keeps its own pairs."""
+    net = MODELS["maskconver_lite_256"](7, 64, width=16, **options)
+    heads = sum(head_params(0, 16, 5, out, convs=own, fused=False) for out in (7, 16, 16))
+    parts = [net.body.trunk, net.body.heat_head, net.body.embedding_head, net.body.mask_head]
+    assert sum(p.numel() for m in parts for p in m.parameters()) == head_params(32, 16, 5, 0, convs=trunk) + heads
+
+
+@pytest.mark.parametrize(
+    ("options", "dilated", "branch"), [({}, 3, 16), ({"aspp": "light"}, 1, 16), ({"aspp_width": 8}, 3, 8)], ids=str
+)
+def test_the_context_has_the_branches_asked_for(options, dilated, branch):
+    net = MODELS["maskconver_lite_256"](7, 64, width=16, **options)
+    assert sum(p.numel() for p in net.body.aspp.parameters()) == aspp_params(160, 16, dilated, branch)
+
+
+def test_without_aspp_the_context_is_one_convolution():
+    net = MODELS["maskconver_lite_256"](7, 64, width=16, aspp="none")
+    assert sum(p.numel() for p in net.body.aspp.parameters()) == 160 * 16 + 2 * 16
 
 
 @pytest.mark.parametrize(

@@ -296,7 +296,7 @@ def test_wrong_settings_of_the_family_fail_before_the_training(tmp_path):
 
 
 def test_training_without_an_average_saves_the_network_itself(tmp_path):
-    optim = OptimSettings(steps=2, batch_size=2, ema_decay=0.0, optimizer="sgd", lr=1e-3)
+    optim = OptimSettings(steps=2, batch_size=2, ema_decay=0.0, optimizer="sgd", lr=1e-3, batchnorm_images=0)
     train(settings(optim=optim), tmp_path)
     state = load_state(tmp_path / "state.pt")
     saved = load_checkpoint(tmp_path / "model.safetensors").network.state_dict()

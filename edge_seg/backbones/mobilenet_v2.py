@@ -72,20 +72,22 @@ class InvertedResidual(nn.Module):
 
 
 class MobileNetV2(Backbone):
-    """MobileNetV2 without its classification tail; strides after 16 are dilated."""
+    """MobileNetV2 without its classification tail; strides after 16 are dilated.
 
-    tail_keys = ("conv_head.", "bn2.", "classifier.")
+    Args:
+        whole: Whether the last block (320 channels, a fifth of the cost at stride 16) is there.
+    """
+
     skip_channels = 32
-    top_channels = 320
 
-    def __init__(self) -> None:
+    def __init__(self, *, whole: bool = True) -> None:
         super().__init__()
         self.conv_stem = SameConv2d(3, 32)
         self.bn1 = _norm(32)
         self.act1 = nn.ReLU6()
         channels, stride_px = 32, 2
         blocks, stages = [], [Stage("conv_stem", 32, 2)]
-        for index, (expand, out, repeats, stride, first, rest) in enumerate(_STAGES):
+        for index, (expand, out, repeats, stride, first, rest) in enumerate(_STAGES if whole else _STAGES[:-1]):
             row: list[nn.Module] = []
             for repeat in range(repeats):
                 if expand == 1:
@@ -98,14 +100,15 @@ class MobileNetV2(Backbone):
             blocks.append(nn.Sequential(*row))
             stages.append(Stage(f"blocks.{index}", out, stride_px))
         self.blocks = nn.ModuleList(blocks)
-        self.stages = tuple(stages)
+        self.stages, self.top_channels = tuple(stages), channels
+        self.tail_keys = ("conv_head.", "bn2.", "classifier.", *(() if whole else ("blocks.6.",)))
 
     def frozen_paths(self, stages: int) -> tuple[str, ...]:
         """Returns the module paths of the first `stages` stages; the stem's BatchNorm goes with the stem."""
         return ("bn1", *super().frozen_paths(stages)) if stages else ()
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Maps a normalised image to ([N, 32, H/8, W/8], [N, 320, H/16, W/16])."""
+        """Maps a normalised image to ([N, 32, H/8, W/8], [N, 320 or 160, H/16, W/16])."""
         x = self.act1(self.bn1(self.conv_stem(x)))
         for block in self.blocks[:3]:
             x = block(x)
@@ -119,3 +122,9 @@ class MobileNetV2(Backbone):
 def mobilenet_v2() -> Backbone:
     """MobileNetV2 1.0, timm names (`mobilenetv2_100`)."""
     return MobileNetV2()
+
+
+@BACKBONES.register("mobilenet_v2_160")
+def mobilenet_v2_160() -> Backbone:
+    """MobileNetV2 1.0 that ends before the 320-channel block, timm names (`mobilenetv2_100`)."""
+    return MobileNetV2(whole=False)

@@ -31,6 +31,8 @@ class AugmentConfig:
         contrast: Gain about mid-grey is drawn from 1 - c .. 1 + c.
         saturation: Gain about the luma is drawn from 1 - s .. 1 + s.
         hue: Rotation of the hue is drawn from -h .. h turns (0.5 is the opposite colour).
+        copy_paste_prob: Chance that things of a second picture are pasted over the crop, 0..1.
+        copy_paste_max_things: Most things pasted at once.
     """
 
     flip_probability: float = 0.5
@@ -40,11 +42,17 @@ class AugmentConfig:
     contrast: float = 0.25
     saturation: float = 0.25
     hue: float = 0.03
+    copy_paste_prob: float = 0.0
+    copy_paste_max_things: int = 10
 
     def __post_init__(self) -> None:
         """Checks the ranges; raises ConfigError."""
         if not 0.0 <= self.flip_probability <= 1.0:
             raise _out_of_range("flip_probability", "0..1", self.flip_probability)
+        if not 0.0 <= self.copy_paste_prob <= 1.0:
+            raise _out_of_range("copy_paste_prob", "0..1", self.copy_paste_prob)
+        if self.copy_paste_max_things < 1:
+            raise _out_of_range("copy_paste_max_things", "1 or more", self.copy_paste_max_things)
         if not 0.0 < self.scale_min <= self.scale_max <= 16.0:
             raise _out_of_range(
                 "scale_min, scale_max", "0 < scale_min <= scale_max <= 16", (self.scale_min, self.scale_max)

@@ -20,6 +20,7 @@ from edge_seg.errors import InputError
 from edge_seg.evaluation.panoptic_quality import PanopticQuality
 from edge_seg.evaluation.predictor import Prediction, Predictor
 
+Gather = Callable[[Any], list[Any]]
 _FIGURES = ("pq", "sq", "rq", "pq_th", "pq_st")
 
 
@@ -80,6 +81,25 @@ class Evaluation:
             rows["pq_classes"] = _rounded(_mean(after[i].pq for i in control.classes))
         return rows
 
+    def merged(self, gather: Gather) -> Evaluation:
+        """Joins the parts of several processes; equal to the evaluation of one process to the last digit.
+
+        Args:
+            gather: Takes a picklable value; returns the values of all processes in order of rank, to each of them.
+
+        Raises:
+            InputError: The parts do not belong together.
+        """
+        own = {"": self.quality, **{f" {k}": quality for k, (_, quality) in self.changed.items()}}
+        if self.teacher_forced is not None:
+            own["teacher forced"] = self.teacher_forced
+        parts: list[dict[str, PanopticQuality]] = gather(own)
+        if any(part.keys() != own.keys() for part in parts):
+            raise InputError("Parts of an evaluation do not belong together.", todo="evaluate each with one command")
+        whole = {k: PanopticQuality.interleaved([part[k] for part in parts]) for k in own}
+        changed = {k: (control, whole[f" {k}"]) for k, (control, _) in self.changed.items()}
+        return Evaluation(whole[""], whole.get("teacher forced"), changed, len(whole[""].image_ids))
+
 
 def evaluate(
     predictor: Predictor,
@@ -89,8 +109,12 @@ def evaluate(
     teacher_forced: bool = False,
     controls: Mapping[str, Control] | None = None,
     progress: str = "",
+    rank: int = 0,
+    world: int = 1,
 ) -> Evaluation:
     """Scores a network on a data set.
+
+    Of several processes each scores every `world`-th picture; `Evaluation.merged` joins the parts.
 
     Args:
         predictor: PyTorch or TFLite.
@@ -99,15 +123,19 @@ def evaluate(
         teacher_forced: Also score the masks of the true centres.
         controls: Named damages of each prediction that are scored as well.
         progress: Label of the progress bar; empty shows none.
+        rank: Number of this process, 0..world-1; it scores the pictures rank, rank + world, ... of those chosen.
+        world: Number of processes.
 
     Raises:
-        InputError: The data set has other classes than the network.
+        InputError: The data set has other classes than the network, or rank and world do not fit.
     """
     _same_classes(predictor.contract.classes, dataset.classes)
+    if not 0 <= rank < world:
+        raise InputError("The part of an evaluation does not fit.", expected=f"0..{world - 1}", got=str(rank))
     quality = PanopticQuality(dataset.classes)
     forced = PanopticQuality(dataset.classes) if teacher_forced else None
     changed = {k: (control, PanopticQuality(dataset.classes)) for k, control in (controls or {}).items()}
-    chosen = spread(len(dataset), limit)
+    chosen = spread(len(dataset), limit)[rank::world]
     for index in tqdm(chosen, desc=progress, disable=not progress, unit="img", leave=False):
         sample = dataset[index]
         prediction = predictor.predict(sample.image_hwc_u8)

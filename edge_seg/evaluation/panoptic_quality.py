@@ -154,6 +154,33 @@ class PanopticQuality:
         self._statistics += other._statistics
         self._image_ids += other._image_ids
 
+    @classmethod
+    def interleaved(cls, parts: Sequence[PanopticQuality]) -> PanopticQuality:
+        """Returns one collection in the order of the pictures, so that every sum is the same to the last digit.
+
+        Args:
+            parts: Of n parts, part k holds the pictures k, k + n, k + 2n, ... of the whole.
+
+        Raises:
+            InputError: The class lists differ, or the numbers of pictures cannot come from such parts.
+        """
+        counts = [len(part._statistics) for part in parts]
+        total = sum(counts)
+        expected = [len(range(k, total, len(parts))) for k in range(len(parts))]
+        if not parts or counts != expected or any(part.classes != parts[0].classes for part in parts):
+            raise InputError(
+                "Parts of a score do not belong together.",
+                expected=f"one class list, and {expected} pictures",
+                got=f"{counts} pictures",
+                todo="score every part with the same data and the same limit",
+            )
+        whole = cls(parts[0].classes)
+        for number in range(total):
+            part, position = parts[number % len(parts)], number // len(parts)
+            whole._statistics.append(part._statistics[position])
+            whole._image_ids.append(part._image_ids[position])
+        return whole
+
     @property
     def statistics(self) -> NDArray[np.float64]:
         """Per picture and class: IoU sum, tp, fp, fn; [n_images, n_classes, 4] float64."""

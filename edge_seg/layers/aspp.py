@@ -21,23 +21,32 @@ class AsppBranch(nn.Sequential):
 
 
 class Aspp(nn.Module):
-    """Five branches (1x1, three dilations, global mean), concatenated and merged by a 1x1 convolution.
+    """A 1x1, dilated 3x3 and global mean branches, concatenated and merged by a 1x1 convolution.
 
     Args:
         in_channels: Channels of the stride-16 map.
-        out_channels: Channels of each branch and of the result.
-        dilations: Dilations of the three 3x3 branches.
+        out_channels: Channels of the result.
+        dilations: Dilations of the 3x3 branches (published: three).
+        branch_channels: Channels of each branch; 0 takes `out_channels`, as published.
     """
 
-    def __init__(self, in_channels: int, out_channels: int = 256, dilations: tuple[int, ...] = (6, 12, 18)) -> None:
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int = 256,
+        dilations: tuple[int, ...] = (6, 12, 18),
+        *,
+        branch_channels: int = 0,
+    ) -> None:
         super().__init__()
-        self.point = ConvBnAct(in_channels, out_channels, 1)
-        self.dilated = nn.ModuleList([AsppBranch(in_channels, out_channels, d) for d in dilations])
+        branch = branch_channels or out_channels
+        self.point = ConvBnAct(in_channels, branch, 1)
+        self.dilated = nn.ModuleList([AsppBranch(in_channels, branch, d) for d in dilations])
         self.mean = GlobalMean()
-        self.pooled = ConvBnAct(in_channels, out_channels, 1)
+        self.pooled = ConvBnAct(in_channels, branch, 1)
         self.spread = ResizeLike()
         self.concat = Concat()
-        self.merge = ConvBnAct(out_channels * (2 + len(dilations)), out_channels, 1)
+        self.merge = ConvBnAct(branch * (2 + len(dilations)), out_channels, 1)
 
     def forward(self, x: Tensor) -> Tensor:
         """Maps [N, in, h, w] to [N, out, h, w]."""

@@ -16,6 +16,8 @@ from edge_seg.contract import ClassInfo
 from edge_seg.data.transforms import TrainCrop
 from edge_seg.errors import InputError
 from edge_seg.layers.conv import SameConv2d
+from edge_seg.layers.split import is_depthwise_7x7, is_foldable, split_7x7
+from edge_seg.models.reduce import ONE_PROCESS, Reduce
 from edge_seg.registry import Registry
 
 MEAN_RGB = (127.5, 127.5, 127.5)
@@ -51,8 +53,14 @@ class Criterion(Protocol):
         """Returns the arrays of one picture that the losses need; pure NumPy, runs in the loader's threads."""
         ...
 
-    def losses(self, network: Network, image: Tensor, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Returns the named losses of a batch; "loss" is the one to minimise."""
+    def losses(
+        self, network: Network, image: Tensor, batch: Mapping[str, Tensor], *, reduce: Reduce = ONE_PROCESS
+    ) -> dict[str, Tensor]:
+        """Returns the named losses of a batch; "loss" is the one to minimise.
+
+        With several processes each sees its part of the batch; the losses must add up to those of one process, so
+        divisors are counted with `reduce.total`.
+        """
         ...
 
 
@@ -159,4 +167,25 @@ def plain_convolutions(module: nn.Module) -> nn.Module:
             setattr(module, name, child.as_plain())
         else:
             plain_convolutions(child)
+    return module
+
+
+def split_convolutions(module: nn.Module) -> nn.Module:
+    """Replaces every 7x7 depthwise convolution by its split form, in place, and returns the module (export only).
+
+    In an `nn.Sequential` the BatchNorm that follows is folded in and becomes an `nn.Identity`, so that module paths
+    stay; a convolution with its BatchNorm in another kind of parent keeps it after the sum. Exact for a module in
+    evaluation mode; done before calibration and before quantisation-aware retraining, because in int8 each of the
+    three parts is rounded for itself.
+    """
+    children = list(module.named_children())
+    followers = [*children[1:], ("", None)]
+    for (name, child), (after_name, after) in zip(children, followers, strict=False):
+        if not (isinstance(child, nn.Conv2d) and is_depthwise_7x7(child)):
+            split_convolutions(child)
+        elif isinstance(module, nn.Sequential) and isinstance(after, nn.BatchNorm2d) and is_foldable(after):
+            setattr(module, name, split_7x7(child, after))
+            setattr(module, after_name, nn.Identity())
+        else:
+            setattr(module, name, split_7x7(child))
     return module

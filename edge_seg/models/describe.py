@@ -32,9 +32,9 @@ def describe(name: str, num_classes: int, input_px: int) -> dict[str, Any]:
 
 def table(rows: Sequence[dict[str, Any]]) -> str:
     """Returns the figures as aligned text."""
-    lines = [f"{'name':24} {'input':>6} {'params':>10} {'GMAC':>7} {'graph':>7} {'decoder':>8}"]
+    lines = [f"{'name':26} {'input':>6} {'params':>10} {'GMAC':>7} {'graph':>7} {'decoder':>8}"]
     lines += [
-        f"{r['name']:24} {r['input_px']:>4}px {r['params']:>10,} {r['macs'] / 1e9:>7.3f} "
+        f"{r['name']:26} {r['input_px']:>4}px {r['params']:>10,} {r['macs'] / 1e9:>7.3f} "
         f"{r['macs_graph'] / 1e9:>7.3f} {r['macs_decoder'] / 1e9:>8.3f}"
         for r in rows
     ]

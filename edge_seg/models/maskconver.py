@@ -37,11 +37,13 @@ from edge_seg.models.base import (
     checked_num_classes,
     conv_macs,
     plain_convolutions,
+    split_convolutions,
 )
 from edge_seg.models.maskconver_criterion import MaskConverCriterion, MaskConverLossConfig
 
 STRIDE_PX = 8
 PUBLISHED_TOP_K = 50
+HEAD_CONVS = 2
 HEAT_PRIOR_BIAS = -2.19  # sigmoid gives about 0.1, as published
 WAVELENGTHS_CELLS = (4.0, 8.0, 16.0, 32.0, 64.0)
 
@@ -54,13 +56,22 @@ class MaskConverOptions:
         class_embedding: "multiply" (published mobile code) or "add" (the paper's text).
         relative_position: Whether the mask kernel sees the distance to its centre (ours; not published).
         head_kernel: Side of the heads' depthwise kernels.
-        width: Channels of ASPP, heads and embeddings.
+        width: Channels of the context map, heads and embeddings.
+        aspp: Context at stride 16: "full" (published: a 1x1, dilations 6, 12, 18, global mean), "light" (without
+            dilations 12 and 18, which sample mostly padding on a map of 16 x 16 cells) or "none" (one 1x1).
+        aspp_width: Channels of each ASPP branch; 0 takes `width`, as published.
+        shared_trunk: What the three heads share: "none" (published), "sum" (skip 1x1 and sum with the context) or
+            "conv" (also the first separable convolution). Each head keeps at least one of its own, so that no raw
+            output is used inside the graph.
     """
 
     class_embedding: Literal["multiply", "add"] = "multiply"
     relative_position: bool = True
     head_kernel: int = 7
     width: int = 256
+    aspp: Literal["full", "light", "none"] = "full"
+    aspp_width: int = 0
+    shared_trunk: Literal["none", "sum", "conv"] = "none"
 
 
 @dataclass(frozen=True)
@@ -88,8 +99,30 @@ class MaskConverDecoderConfig:
     reassign_rejected: bool = False
 
 
-class LightHead(nn.Module):
-    """Skip 1x1, sum with the enlarged ASPP map, two separable convolutions, 1x1 prediction.
+class Trunk(nn.Module):
+    """Skip 1x1, sum with the enlarged context map, then separable convolutions.
+
+    Args:
+        skip_channels: Channels of the stride-8 map.
+        width: Channels inside and of the result.
+        kernel: Side of the depthwise kernels.
+        convs: Number of separable convolutions.
+    """
+
+    def __init__(self, skip_channels: int, width: int, kernel: int, convs: int) -> None:
+        super().__init__()
+        self.skip = ConvBnAct(skip_channels, width, 1)
+        self.add = Add()
+        self.convs = nn.Sequential(*[SeparableConv(width, width, kernel) for _ in range(convs)])
+
+    def forward(self, skip: Tensor, context: Tensor) -> Tensor:
+        """Maps stride-8 maps [N, skip, h, w] and [N, width, h, w] to [N, width, h, w]."""
+        y: Tensor = self.convs(self.add(self.skip(skip), context))
+        return y
+
+
+class LightHead(Trunk):
+    """A trunk of its own with two separable convolutions, then the 1x1 prediction (as published).
 
     Args:
         skip_channels: Channels of the stride-8 map.
@@ -99,16 +132,37 @@ class LightHead(nn.Module):
     """
 
     def __init__(self, skip_channels: int, width: int, out_channels: int, kernel: int) -> None:
-        super().__init__()
-        self.skip = ConvBnAct(skip_channels, width, 1)
-        self.add = Add()
-        self.convs = nn.Sequential(*[SeparableConv(width, width, kernel) for _ in range(2)])
+        super().__init__(skip_channels, width, kernel, HEAD_CONVS)
         self.predict: nn.Module = nn.Conv2d(width, out_channels, 1)
 
     def forward(self, skip: Tensor, context: Tensor) -> Tensor:
         """Maps stride-8 maps [N, skip, h, w] and [N, width, h, w] to [N, out, h, w]."""
-        prediction: Tensor = self.predict(self.convs(self.add(self.skip(skip), context)))
+        prediction: Tensor = self.predict(super().forward(skip, context))
         return prediction
+
+
+class SharedHead(nn.Module):
+    """What a head keeps behind a shared trunk: separable convolutions and the 1x1 prediction.
+
+    Args:
+        width: Channels inside the head.
+        out_channels: Channels of the prediction.
+        kernel: Side of the depthwise kernels.
+        convs: Number of separable convolutions, at least one.
+    """
+
+    def __init__(self, width: int, out_channels: int, kernel: int, convs: int) -> None:
+        super().__init__()
+        self.convs = nn.Sequential(*[SeparableConv(width, width, kernel) for _ in range(convs)])
+        self.predict: nn.Module = nn.Conv2d(width, out_channels, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Maps the trunk's [N, width, h, w] to [N, out, h, w]."""
+        prediction: Tensor = self.predict(self.convs(x))
+        return prediction
+
+
+Head = LightHead | SharedHead
 
 
 class MaskConverBody(nn.Module):
@@ -117,19 +171,19 @@ class MaskConverBody(nn.Module):
     Args:
         backbone: Registered name.
         num_classes: Channels of the heat map.
-        options: Head settings.
+        options: Context and head settings.
     """
 
     def __init__(self, backbone: str, num_classes: int, options: MaskConverOptions) -> None:
         super().__init__()
         self.normalize = Normalize(MEAN_RGB, STD_RGB)
         self.backbone = BACKBONES[backbone]()
-        skip, width = self.backbone.skip_channels, options.width
-        self.aspp = Aspp(self.backbone.top_channels, width)
+        self.aspp = _context(self.backbone.top_channels, options)
         self.enlarge = Upsample(2)
-        self.heat_head = LightHead(skip, width, num_classes, options.head_kernel)
-        self.embedding_head = LightHead(skip, width, width, options.head_kernel)
-        self.mask_head = LightHead(skip, width, width, options.head_kernel)
+        self.trunk = _trunk(self.backbone.skip_channels, options)
+        self.heat_head = _head(self.backbone.skip_channels, num_classes, options)
+        self.embedding_head = _head(self.backbone.skip_channels, options.width, options)
+        self.mask_head = _head(self.backbone.skip_channels, options.width, options)
 
     def forward(self, image: Tensor) -> dict[str, Tensor]:
         """Maps [N, 3, H, W] in 0..255 to `heatmap` (logits), `embedding`, `mask_features`, each at H/8, W/8."""
@@ -139,11 +193,35 @@ class MaskConverBody(nn.Module):
         """Like `forward`, for an image that is already normalised."""
         skip, top = self.backbone(x)
         context = self.enlarge(self.aspp(top))
+        maps = (skip, context) if self.trunk is None else (self.trunk(skip, context),)
         return {
-            "heatmap": self.heat_head(skip, context),
-            "embedding": self.embedding_head(skip, context),
-            "mask_features": self.mask_head(skip, context),
+            "heatmap": self.heat_head(*maps),
+            "embedding": self.embedding_head(*maps),
+            "mask_features": self.mask_head(*maps),
         }
+
+
+def _context(top_channels: int, options: MaskConverOptions) -> nn.Module:
+    if options.aspp == "none":
+        return ConvBnAct(top_channels, options.width, 1)
+    dilations = (6, 12, 18) if options.aspp == "full" else (6,)
+    return Aspp(top_channels, options.width, dilations, branch_channels=options.aspp_width)
+
+
+def _shared_convs(options: MaskConverOptions) -> int:
+    return 1 if options.shared_trunk == "conv" else 0
+
+
+def _trunk(skip_channels: int, options: MaskConverOptions) -> Trunk | None:
+    if options.shared_trunk == "none":
+        return None
+    return Trunk(skip_channels, options.width, options.head_kernel, _shared_convs(options))
+
+
+def _head(skip_channels: int, out_channels: int, options: MaskConverOptions) -> Head:
+    if options.shared_trunk == "none":
+        return LightHead(skip_channels, options.width, out_channels, options.head_kernel)
+    return SharedHead(options.width, out_channels, options.head_kernel, HEAD_CONVS - _shared_convs(options))
 
 
 class MaskEmbedding(nn.Module):
@@ -242,10 +320,12 @@ class MaskConver(Network):
         """Returns the body to export and the decoder's constants.
 
         Args:
-            **options: `lazy_embedding` (the embedding head's last 1x1 runs only at kept cells) and `fold_mask` (the
-                mask head's last 1x1 is folded into the kernels); both exact, both on by default.
+            **options: `lazy_embedding` (the embedding head's last 1x1 runs only at kept cells), `fold_mask` (the
+                mask head's last 1x1 is folded into the kernels) and `split_7x7` (7x7 depthwise convolutions run as
+                sums of three smaller ones); all exact, all on by default.
         """
         lazy, fold = options.pop("lazy_embedding", True), options.pop("fold_mask", True)
+        split = options.pop("split_7x7", True)
         if options:
             raise TypeError(f"unknown export options {sorted(options)}")
         body = copy.deepcopy(self.body).eval()
@@ -264,7 +344,8 @@ class MaskConver(Network):
             OutputSpec("embedding", "embedding", STRIDE_PX, "relu" if lazy else "none"),
             OutputSpec("mask_features", "mask_features", STRIDE_PX, "relu" if fold else "none"),
         )
-        return ExportGraph(plain_convolutions(body), outputs, constants)
+        plain = plain_convolutions(body)
+        return ExportGraph(split_convolutions(plain) if split else plain, outputs, constants)
 
     def macs(self) -> dict[str, int]:
         """Returns `macs` as published (K = 50), `macs_graph` of the folded export, `macs_decoder` outside it."""
@@ -279,7 +360,7 @@ class MaskConver(Network):
         }
 
 
-def _predict(head: LightHead) -> nn.Conv2d:
+def _predict(head: Head) -> nn.Conv2d:
     if not isinstance(head.predict, nn.Conv2d):
         raise TypeError("the head was folded already")
     return head.predict
@@ -295,9 +376,9 @@ def _array(tensor: Tensor) -> NDArray[np.float32]:
     return tensor.detach().to(torch.float32).cpu().numpy().copy()
 
 
-def _variant(name: str, backbone: str, default_px: int) -> None:
+def _variant(name: str, backbone: str, default_px: int, **fixed: Any) -> None:
     def make(num_classes: int = 133, input_px: int = 0, **options: Any) -> MaskConver:
-        chosen = from_mapping(MaskConverOptions, options, where="model.options")
+        chosen = from_mapping(MaskConverOptions, {**fixed, **options}, where="model.options")
         return MaskConver(name, backbone, input_px or default_px, num_classes, chosen)
 
     make.__doc__ = f"MaskConver with {backbone}, {default_px} px."
@@ -305,6 +386,11 @@ def _variant(name: str, backbone: str, default_px: int) -> None:
 
 
 _variant("maskconver_mh_256", "mobilenet_mh", 256)
+_variant("maskconver_mh_256_k5", "mobilenet_mh", 256, head_kernel=5)
 _variant("maskconver_mh_640", "mobilenet_mh", 640)
 _variant("maskconver_mnv2_256", "mobilenet_v2", 256)
+_variant("maskconver_mnv2_256_k5", "mobilenet_v2", 256, head_kernel=5)
 _variant("maskconver_mnv2_512", "mobilenet_v2", 512)
+_variant("maskconver_mnv4s_256", "mobilenet_v4_conv_small", 256, head_kernel=5)
+_variant("maskconver_lite_256", "mobilenet_v2_160", 256, head_kernel=5, width=128)
+_variant("maskconver_lite_mnv4s_256", "mobilenet_v4_conv_small_128", 256, head_kernel=5, width=160)

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from edge_seg.data.center_targets import CenterTargetConfig, center_targets
 from edge_seg.data.transforms import TrainCrop
+from edge_seg.models.reduce import ONE_PROCESS, Reduce
 
 if TYPE_CHECKING:
     from edge_seg.models.base import Network
@@ -52,21 +53,24 @@ class MaskConverCriterion:
         """Returns the target arrays of one picture (see `CenterTargets`)."""
         return center_targets(crop, self.isthing, self._target_config, rng).arrays()
 
-    def losses(self, network: Network, image: Tensor, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    def losses(
+        self, network: Network, image: Tensor, batch: Mapping[str, Tensor], *, reduce: Reduce = ONE_PROCESS
+    ) -> dict[str, Tensor]:
         """Runs the body and returns "loss", "loss_center", "loss_bce" and "loss_dice".
 
         Args:
             network: A MaskConver network.
             image: [N, 3, H, W], 0..255.
             batch: Targets stacked over pictures.
+            reduce: Sums over the processes that share the batch.
         """
         raw = network.body(image)
         count = (batch["class_index"] >= 0).sum(dim=1)
-        center = center_loss(raw["heatmap"], batch["heat_chw"], batch["heat_weight_chw"], count)
+        center = center_loss(raw["heatmap"], batch["heat_chw"], batch["heat_weight_chw"], count, reduce=reduce)
         logits, picture = self.mask_logits(network, raw, batch)
         truth = batch["masks_qhw"][batch["class_index"] >= 0]
         weight = batch["mask_weight_hw"][picture]
-        bce, dice = mask_losses(logits, truth, weight, adaptive=self.config.dice == "adaptive")
+        bce, dice = mask_losses(logits, truth, weight, adaptive=self.config.dice == "adaptive", reduce=reduce)
         total = center + self.config.mask_weight * (bce + dice)
         return {"loss": total, "loss_center": center, "loss_bce": bce, "loss_dice": dice}
 
@@ -122,23 +126,27 @@ def position_logits(
     return logits
 
 
-def center_loss(logits: Tensor, heat: Tensor, weight: Tensor, count: Tensor) -> Tensor:
-    """Penalty-reduced focal loss, alpha 2, beta 4 (CenterNet), per picture divided by its slots + 1.
+def center_loss(logits: Tensor, heat: Tensor, weight: Tensor, count: Tensor, *, reduce: Reduce = ONE_PROCESS) -> Tensor:
+    """Penalty-reduced focal loss, alpha 2, beta 4 (CenterNet); per picture divided by its slots + 1, then the mean.
 
     Args:
         logits: [N, C, h, w].
         heat: Target, exactly 1 at positives.
         weight: Weight of each cell and class.
         count: [N] slots in use.
+        reduce: Sums over the processes that share the batch.
     """
     p = torch.sigmoid(logits).clamp(_CLIP, 1 - _CLIP)
     positive = (1 - p) ** 2 * torch.log(p)
     negative = (1 - heat) ** 4 * p**2 * torch.log(1 - p)
     per_cell = -torch.where(heat >= 1, positive, negative) * weight
-    return (per_cell.flatten(1).sum(1) / (count + 1)).mean()
+    pictures = reduce.total(logits.new_tensor(float(len(logits))))
+    return (per_cell.flatten(1).sum(1) / (count + 1)).sum() / pictures
 
 
-def mask_losses(logits: Tensor, truth: Tensor, weight: Tensor, *, adaptive: bool) -> tuple[Tensor, Tensor]:
+def mask_losses(
+    logits: Tensor, truth: Tensor, weight: Tensor, *, adaptive: bool, reduce: Reduce = ONE_PROCESS
+) -> tuple[Tensor, Tensor]:
     """Returns cross-entropy (mean over counted pixels of all masks) and dice.
 
     Args:
@@ -146,14 +154,23 @@ def mask_losses(logits: Tensor, truth: Tensor, weight: Tensor, *, adaptive: bool
         truth: [M, h, w], covered share.
         weight: [M, h, w], share of each cell that counts.
         adaptive: The published form: one dice over everything, 1 - d e^(1 - d).
+        reduce: Sums over the processes that share the batch.
     """
+    counted_px, masks = reduce.total(torch.stack([weight.sum(), weight.new_tensor(float(len(weight)))]))
     bce = F.binary_cross_entropy_with_logits(logits, truth, reduction="none")
-    bce = (bce * weight).sum() / (weight.sum() + 1)
+    bce = (bce * weight).sum() / (counted_px + 1)
     p = torch.sigmoid(logits) * weight
     g = truth * weight
     if adaptive:
-        d = 2 * (p * g).sum() / (p.sum() + g.sum() + 1e-6)
-        return bce, 1 - d * torch.exp(1 - d)
+        return bce, _adaptive_dice(p, g, reduce)
     overlap = 2 * (p * g).sum((1, 2)) + 1
     size = p.sum((1, 2)) + g.sum((1, 2)) + 1
-    return bce, (1 - overlap / size).sum() / max(1, len(logits))
+    return bce, (1 - overlap / size).sum() / masks.clamp(min=1)
+
+
+def _adaptive_dice(p: Tensor, g: Tensor, reduce: Reduce) -> Tensor:
+    """One dice over all masks of all processes. It is no sum over masks: each process returns its even share of it."""
+    overlap, size = reduce.total(torch.stack([2 * (p * g).sum(), p.sum() + g.sum()]))
+    d = overlap / (size + 1e-6)
+    loss: Tensor = 1 - d * torch.exp(1 - d)
+    return loss / reduce.size

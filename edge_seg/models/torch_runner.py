@@ -32,7 +32,7 @@ class TorchRunner:
         network: The network; its body is copied.
         classes: Its classes.
         decoder: Decoder settings of the recipe.
-        fold: Whether the exact foldings of the export are applied.
+        fold: Whether the exact rewrites of the export are applied.
     """
 
     def __init__(
@@ -43,7 +43,7 @@ class TorchRunner:
         *,
         fold: bool = False,
     ) -> None:
-        graph = network.export_graph(lazy_embedding=fold, fold_mask=fold)
+        graph = network.export_graph(lazy_embedding=fold, fold_mask=fold, split_7x7=fold)
         self.contract = make_contract(network, graph, classes, decoder)
         self.constants = graph.constants
         self._body = graph.body.to(memory_format=torch.channels_last)  # type: ignore[call-overload]

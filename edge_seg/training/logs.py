@@ -49,3 +49,13 @@ class RunLog:
     def close(self) -> None:
         """Flushes and closes."""
         self._board.close()
+
+
+class NoLog:
+    """Stands for a `RunLog` in processes that do not write."""
+
+    def write(self, step: int, **figures: Any) -> None:
+        """Does nothing."""
+
+    def close(self) -> None:
+        """Does nothing."""

@@ -20,7 +20,7 @@ class DataSettings:
     Attributes:
         train: Training data.
         val: Validation data; empty means the `val` split of `train`.
-        cache_mb: Memory for decoded pictures.
+        cache_mb: Memory for decoded pictures, in each process.
     """
 
     train: str
@@ -52,7 +52,7 @@ class OptimSettings:
     Attributes:
         steps: Optimiser steps; 0 counts `epochs` instead.
         epochs: Passes over the training data.
-        batch_size: Pictures in a step.
+        batch_size: Pictures in a step, over all processes.
         optimizer: "adamw" or "sgd" (momentum 0.9).
         lr: Peak learning rate.
         backbone_lr_scale: Factor for the backbone.
@@ -92,9 +92,10 @@ class RunSettings:
         eval_limit: Pictures of an evaluation during training; 0 takes all.
         save_every: Steps between resumable states.
         log_every: Steps between log lines.
-        threads: PyTorch threads; 0 takes all cores.
+        threads: PyTorch threads of a process; 0 takes all cores, shared between the processes of a machine.
         loader_workers: Threads that build batches.
-        device: "cpu", "cuda" or "auto".
+        device: "cpu", "cuda" or "auto"; of several processes each takes one CUDA device.
+        peer_timeout_s: Longest wait for another process.
     """
 
     eval_every: int = 0
@@ -104,6 +105,7 @@ class RunSettings:
     threads: int = 0
     loader_workers: int = 1
     device: Literal["auto", "cpu", "cuda"] = "auto"
+    peer_timeout_s: float = 600.0
 
 
 @dataclass(frozen=True)
@@ -155,4 +157,6 @@ def checked(settings: TrainSettings) -> TrainSettings:
         raise ConfigError("optim.batch_size and optim.lr must be greater than 0, optim.batchnorm_images 0 or more.")
     if settings.run.log_every < 1 or min(settings.run.save_every, settings.run.eval_every) < 0:
         raise ConfigError("run.log_every must be 1 or more, run.save_every and run.eval_every 0 or more.")
+    if settings.run.peer_timeout_s <= 0:
+        raise ConfigError("run.peer_timeout_s must be greater than 0.", got=str(settings.run.peer_timeout_s))
     return settings

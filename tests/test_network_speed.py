@@ -1,0 +1,72 @@
+"""The speed run: networks become files, files are measured in turns, figures are put in relation."""
+
+import json
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+
+from edge_seg.benchmarks.harness import Series
+from edge_seg.benchmarks.result import Samples
+from edge_seg.benchmarks.stats import Interval
+from edge_seg.models.base import MODELS
+from edge_seg.network_speed import CANDIDATES, PUBLISHED, YARDSTICK, PlainConvolutions, _with_ratios, main
+
+
+def series(index: int, run_ms: list[float]) -> Series:
+    runs = np.array(run_ms, np.float32)
+    zeros = np.zeros_like(runs)
+    samples = Samples(zeros, zeros, runs, zeros, zeros.astype(np.int32))
+    return Series(
+        index, samples, run_ms[0], 1, True, "target", Interval(runs.min(), float(np.median(runs)), runs.max())
+    )
+
+
+def test_every_candidate_is_a_registered_network_and_the_published_form_is_not_rewritten():
+    assert all(c.model in MODELS.names() for c in CANDIDATES if c.model)
+    published = next(c for c in CANDIDATES if c.title == PUBLISHED)
+    assert not published.split_7x7
+    assert any(c.model == published.model and c.split_7x7 for c in CANDIDATES)
+
+
+def test_the_yardstick_counts_its_multiplications_as_by_hand():
+    cells = 64 * 64
+    by_hand = cells * (3 * 256 + 2 * 9 * 256 * 256 + 256 * 8)
+    assert PlainConvolutions().macs()["macs"] == by_hand
+
+
+def test_ratios_compare_like_with_like():
+    rows = [
+        {"network": YARDSTICK, "scheme": "fp32", "gmacs_per_s": 50.0},
+        {"network": PUBLISHED, "scheme": "fp32", "gmacs_per_s": 20.0},
+        {"network": "a", "scheme": "fp32", "gmacs_per_s": 40.0},
+        {"network": "a", "scheme": "w8a8", "gmacs_per_s": 100.0},
+        {"network": "foreign", "scheme": "as given", "gmacs_per_s": None},
+    ]
+    times = [[10.0] * 9, [40.0] * 9, [10.0] * 9, [5.0] * 9, [7.0] * 9]
+    done = _with_ratios(rows, [series(i, t) for i, t in enumerate(times)])
+    assert done[2]["of_published"] == [0.25, 0.25, 0.25]
+    assert done[3]["of_published"] is None  # there is no int8 file of the published form in this run
+    assert done[3]["of_own_fp32"] == [0.5, 0.5, 0.5]
+    assert done[2]["share_of_3x3"] == 0.8
+    assert done[4]["of_published"] is done[4]["share_of_3x3"] is None
+
+
+@pytest.mark.slow
+def test_a_short_run_writes_a_row_per_file_and_prints_the_table(tmp_path, monkeypatch):
+    monkeypatch.setattr("edge_seg.network_speed.CANDIDATES", [CANDIDATES[0]])
+    result = CliRunner().invoke(main, ["--out", str(tmp_path), "--max-time", "0.2"])
+    assert result.exit_code == 0, result.output
+    document = json.loads((tmp_path / "networks.json").read_text())
+    assert [r["scheme"] for r in document["rows"]] == ["fp32", "w8a8"]
+    for row in document["rows"]:
+        assert row["xnnpack_partitions"] == 1
+        assert 0 < row["ci95_median_ms"][0] <= row["median_ms"] <= row["ci95_median_ms"][1]
+    assert document["rows"][0]["of_own_fp32"] == [1.0, 1.0, 1.0]
+    assert YARDSTICK in result.stdout
+
+
+def test_a_peer_without_a_file_is_refused(tmp_path):
+    result = CliRunner().invoke(main, ["--out", str(tmp_path), "--peer", "somebody"])
+    assert result.exit_code == 2
+    assert "TITLE=FILE.tflite" in result.output
