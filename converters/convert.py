@@ -22,7 +22,7 @@ from edge_seg.converters import metadata
 from edge_seg.converters.exported import Exported, open_exported
 from edge_seg.converters.flatbuffer import Graph, graph_of, read_graph
 from edge_seg.converters.quantize import NEEDS_CALIBRATION, Images, calibration_images, quantized
-from edge_seg.converters.routes import ROUTES
+from edge_seg.converters.routes import ROUTES, OwnTools
 from edge_seg.errors import ArtifactError, EdgeSegError, InputError, nearest
 
 SCHEMES = ("fp32", "fp16", "w8_dynamic", "w8a8")  # made from a float network
@@ -129,6 +129,10 @@ class _Job:
         started = time.perf_counter()
         if scheme == TRAINED:
             return self._written(self._routed("int8"), scheme, started)
+        route = ROUTES[self.route]
+        if scheme in NEEDS_CALIBRATION and isinstance(route, OwnTools):
+            data = route.w8a8(self.source.program, self.source.contract, self.images or ())
+            return self._written(data, scheme, started)
         data, graph = self._float()
         if scheme != "fp32":
             contract = self.source.contract
@@ -175,6 +179,7 @@ class _Job:
             and all(manifest.tools.get(t) == tools.get(t) for t in _TOOLS_THAT_MATTER)
             and contract.model.parents.get("exported_sha256") == self.source.program_sha256
             and contract.model.route == self.route
+            and manifest.config.get("route_tools") == self._settings("fp32").get("route_tools")
         )
 
     def _written(self, data: bytes, scheme: str, started: float) -> Converted:
@@ -185,8 +190,9 @@ class _Job:
         data = metadata.embed(data, contract, constants=self.source.constants, outputs=order)
         _fresh(file)
         metadata.write(file, data, contract)
-        config = {"scheme": scheme, "route": self.route, "calibration_images": self._calibrated(scheme)}
-        write_manifest(file, kind="tflite", step="convert", config=config, parents=[self.source.program])
+        write_manifest(
+            file, kind="tflite", step="convert", config=self._settings(scheme), parents=[self.source.program]
+        )
         graph = read_graph(file)
         return Converted(
             file=file,
@@ -200,8 +206,12 @@ class _Job:
             contract_path=metadata.contract_path(file),
         )
 
-    def _calibrated(self, scheme: str) -> int:
-        return len(self.images or ()) if scheme in NEEDS_CALIBRATION else 0
+    def _settings(self, scheme: str) -> dict[str, Any]:
+        """Returns what goes into the manifest."""
+        pictures = len(self.images or ()) if scheme in NEEDS_CALIBRATION else 0
+        settings = {"scheme": scheme, "route": self.route, "calibration_images": pictures}
+        route = ROUTES[self.route]
+        return {**settings, "route_tools": route.tools} if isinstance(route, OwnTools) else settings
 
     def _completed(self, graph: Graph, scheme: str) -> Contract:
         """Returns the contract with what only the converted file knows."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -45,9 +45,11 @@ class OpRule:
         constants: Places of inputs that must be constants (or dequantised constants).
         weights: Allowed pairs "runtime/constant" of input 0 and input 1; empty allows all.
         checks: Names of further checks, in code.
+        kernels: Places of inputs that are weights also where they are computed: they have no batch.
         max_rank: Largest rank, where it differs from the table's.
         rewrite: What to write instead where one of the above is violated.
         warning: Text that always goes with this operator; "" for none.
+        warning_source: Key of `sources` for it, where it differs from `source`.
         source: Key of `sources`.
     """
 
@@ -56,9 +58,11 @@ class OpRule:
     constants: tuple[int, ...] = ()
     weights: tuple[str, ...] = ()
     checks: tuple[str, ...] = ()
+    kernels: tuple[int, ...] = ()
     max_rank: int = 0
     rewrite: str = ""
     warning: str = ""
+    warning_source: str = ""
 
 
 @dataclass(frozen=True)
@@ -70,23 +74,9 @@ class Refused:
     source: str
 
 
-@dataclass(frozen=True)
-class _Header:
-    format: str
-    delegate: str
-    version: str
-    runtime: str
-    max_rank: int
-    batch_one: bool
-    limits_source: str
-    sources: Mapping[str, str]
-    ops: Mapping[str, Any]
-    refused: Mapping[str, Any] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class RuleTable:
-    """The rules of one delegate.
+@dataclass(frozen=True, kw_only=True)
+class TableHeader:
+    """What a rule table says about itself.
 
     Attributes:
         delegate: Its name.
@@ -94,11 +84,9 @@ class RuleTable:
         runtime: Which runtimes it describes.
         max_rank: Largest rank of a tensor computed at run time.
         batch_one: Whether rank-4 tensors must have batch 1.
-        limits_source: Key of `sources` for these two limits.
+        limits_source: Key of `sources` for these limits.
+        activations: Fused activations that are taken; empty allows all.
         sources: Where rules come from, by key.
-        ops: Accepted operators.
-        refused: Operators known to be refused.
-        checks: Further checks, by name.
     """
 
     delegate: str
@@ -107,7 +95,27 @@ class RuleTable:
     max_rank: int
     batch_one: bool
     limits_source: str
+    activations: tuple[str, ...] = ()
     sources: Mapping[str, str]
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Document(TableHeader):
+    format: str
+    ops: Mapping[str, Any]
+    refused: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class RuleTable(TableHeader):
+    """The rules of one delegate.
+
+    Attributes:
+        ops: Accepted operators.
+        refused: Operators known to be refused.
+        checks: Further checks, by name.
+    """
+
     ops: Mapping[str, OpRule]
     refused: Mapping[str, Refused]
     checks: Mapping[str, Check]
@@ -117,12 +125,12 @@ class RuleTable:
         rule = self.ops.get(op.name)
         if rule is None:
             return [self._unknown(op)]
-        tests = [_dtypes, _weights, _constants, self._shape, *(self._named(n) for n in rule.checks)]
+        tests = [_dtypes, _weights, _constants, self._shape, self._activation, *map(self._named, rule.checks)]
         found = [f for test in tests if (f := test(graph, op, rule)) is not None]
         refusals = [f for f in found if not f.warning]
         warnings = [f for f in found if f.warning]
         if rule.warning:
-            warnings.append(Finding(rule.warning, rule.rewrite, warning=True))
+            warnings.append(Finding(rule.warning, rule.rewrite, rule.warning_source, warning=True))
         return [self._sourced(f, rule) for f in (refusals[:1] or warnings)]
 
     def _sourced(self, finding: Finding, rule: OpRule) -> Finding:
@@ -148,11 +156,19 @@ class RuleTable:
                 reason = f"rank {len(tensor.shape)} {list(tensor.shape)}, the limit is {limit}"
                 rewrite = "keep tensors at rank 4 or less (NHWC)"
                 return Finding(reason, rewrite, self.limits_source, tensor.name)
-            if self.batch_one and len(tensor.shape) == 4 and tensor.shape[0] != 1:
+            is_picture = index not in [op.inputs[k] for k in rule.kernels if k < len(op.inputs)]
+            if self.batch_one and is_picture and len(tensor.shape) == 4 and tensor.shape[0] != 1:
                 reason = f"batch {tensor.shape[0]}, the limit is 1"
                 rewrite = "put the copies side by side in the channels"
                 return Finding(reason, rewrite, self.limits_source, tensor.name)
         return None
+
+    def _activation(self, graph: Graph, op: OpInfo, rule: OpRule) -> Finding | None:
+        word = op.options.get("fused_activation_function", "NONE")
+        if not self.activations or word in self.activations:
+            return None
+        reason = f"{op.name} with a fused {word}; accepted: {', '.join(self.activations)}"
+        return Finding(reason, "write the activation as an operator of its own", self.limits_source)
 
 
 def _dtypes(graph: Graph, op: OpInfo, rule: OpRule) -> Finding | None:
@@ -208,31 +224,21 @@ def load_rules(path: Path, checks: Mapping[str, Check]) -> RuleTable:
         ConfigError: Unknown or missing keys, an unknown check or source, an operator that is both accepted and
             refused.
     """
-    header = from_mapping(_Header, load_toml(path))
-    if header.format != FORMAT:
-        raise ConfigError(f"{path} is not a rule table.", expected=FORMAT, got=header.format)
-    ops = {k: from_mapping(OpRule, v, where=f"ops.{k}") for k, v in header.ops.items()}
-    refused = {k: from_mapping(Refused, v, where=f"refused.{k}") for k, v in header.refused.items()}
+    document = from_mapping(_Document, load_toml(path))
+    if document.format != FORMAT:
+        raise ConfigError(f"{path} is not a rule table.", expected=FORMAT, got=document.format)
+    ops = {k: from_mapping(OpRule, v, where=f"ops.{k}") for k, v in document.ops.items()}
+    refused = {k: from_mapping(Refused, v, where=f"refused.{k}") for k, v in document.refused.items()}
     for name in sorted(set(ops) & set(refused)):
         raise ConfigError(f"{path} both accepts and refuses {name}.")
-    _known(path, "the limits", "source", (header.limits_source,), header.sources)
+    _known(path, "the limits", "source", (document.limits_source,), document.sources)
     for name, entry in refused.items():
-        _known(path, name, "source", (entry.source,), header.sources)
+        _known(path, name, "source", (entry.source,), document.sources)
     for name, rule in ops.items():
-        _known(path, name, "source", (rule.source,), header.sources)
+        _known(path, name, "source", (rule.source, rule.warning_source or rule.source), document.sources)
         _known(path, name, "check", rule.checks, checks)
-    return RuleTable(
-        delegate=header.delegate,
-        version=header.version,
-        runtime=header.runtime,
-        max_rank=header.max_rank,
-        batch_one=header.batch_one,
-        limits_source=header.limits_source,
-        sources=header.sources,
-        ops=ops,
-        refused=refused,
-        checks=checks,
-    )
+    header: dict[str, Any] = {f.name: getattr(document, f.name) for f in fields(TableHeader)}
+    return RuleTable(**header, ops=ops, refused=refused, checks=checks)
 
 
 def _known(path: Path, op: str, what: str, names: tuple[str, ...], valid: Mapping[str, Any]) -> None:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, Literal, Union
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,6 +19,11 @@ from edge_seg.converters.interpreter import Kernels, TfliteRunner
 from edge_seg.converters.program import program_runner
 from edge_seg.errors import ArtifactError
 
+if TYPE_CHECKING:
+    from edge_seg.converters.gpu_runner import GpuRunner
+
+Engine = Kernels | Literal["gpu"]
+Runner = Union[TfliteRunner, "GpuRunner"]
 Arrays = Mapping[str, NDArray[Any]]
 
 
@@ -94,8 +100,8 @@ class VerifyReport:
         exported_sha256: Hash of the exported program it was compared with.
         reference_images: Seeded pictures compared.
         given_images: Given pictures compared.
-        kernels: Kernels of the runtime.
-        runtime: Name and version of the runtime.
+        kernels: Kernels of the runtime, or "gpu".
+        runtime: Name and version of the runtime; of a GPU also adapter, its kind, precision and driver.
         tolerance: What was allowed.
         outputs: One entry per output.
     """
@@ -121,10 +127,16 @@ class VerifyReport:
         ]
         return document
 
+    def _device(self) -> str:
+        if "adapter" not in self.runtime:
+            return ""
+        return " in {precision} on {adapter} ({adapter_kind})".format(**self.runtime)
+
     def text(self) -> str:
         """Returns the report for people, one output a line."""
         pictures = self.reference_images + self.given_images
-        lines = [f"{'passed' if self.passed else 'FAILED'}: {self.scheme}, {pictures} pictures, {self.kernels}"]
+        verdict = "passed" if self.passed else "FAILED"
+        lines = [f"{verdict}: {self.scheme}, {pictures} pictures, {self.kernels}{self._device()}"]
         for o in self.outputs:
             steps = f", {o.within_1_lsb:.2%} within 1 step" if o.within_1_lsb is not None else ""
             floor = f" (PyTorch float32 itself {o.torch_float32_of_range:.1e})" if self.scheme == "fp32" else ""
@@ -138,7 +150,8 @@ def verify(
     against: Path,
     images: Sequence[NDArray[np.uint8]] | None = None,
     *,
-    kernels: Kernels = "xnnpack",
+    kernels: Engine = "xnnpack",
+    precision: Literal["fp32", "fp16"] = "fp32",
     threads: int = 1,
 ) -> VerifyReport:
     """Compares a converted file with the exported network it was made from.
@@ -148,7 +161,8 @@ def verify(
         against: The exported folder.
         images: Letterboxed pictures, uint8 [H, W, 3], to compare on besides the seeded reference inputs;
             PyTorch runs the exported program for them.
-        kernels: Kernels of the TFLite runtime.
+        kernels: Kernels of the TFLite runtime, or "gpu" for LiteRT's GPU accelerator.
+        precision: Arithmetic of the GPU accelerator; a float file in fp16 is held to the tolerance of fp16.
         threads: CPU threads of the TFLite runtime.
 
     Returns:
@@ -157,26 +171,47 @@ def verify(
     Raises:
         InputError: A path does not exist, or a picture has another size.
         ArtifactError: A file is broken, or `file` was not made from `against`.
-        MissingHere: No TFLite runtime; or no torch, where `images` are given.
+        MissingHere: No TFLite runtime; no torch, where `images` are given; no Vulkan implementation for "gpu".
     """
     exported = open_exported(against)
-    runner = TfliteRunner(file, threads=threads, kernels=kernels)
+    with _opened(file, kernels, precision, threads) as runner:
+        return _compare(runner, exported, images or (), kernels)
+
+
+@contextlib.contextmanager
+def _opened(file: Path, kernels: Engine, precision: Literal["fp32", "fp16"], threads: int) -> Iterator[Runner]:
+    if kernels != "gpu":
+        yield TfliteRunner(file, threads=threads, kernels=kernels)
+        return
+    from edge_seg.converters.gpu_runner import GpuRunner
+
+    with GpuRunner(file, precision=precision) as runner:
+        yield runner
+
+
+def _tolerance(scheme: str, runtime: Mapping[str, str]) -> Tolerance:
+    """Returns what a scheme may lose; float32 weights run in float16 lose what float16 weights do."""
+    in_half = scheme == "fp32" and runtime.get("precision") == "fp16"
+    return TOLERANCES["fp16" if in_half else scheme]
+
+
+def _compare(runner: Runner, exported: Exported, images: Sequence[NDArray[np.uint8]], kernels: Engine) -> VerifyReport:
     _check_origin(runner, exported)
     reference = read_reference(exported)
     tallies = {o.name: _Tally(o, reference.float32_error_of_range[o.name]) for o in runner.contract.outputs}
     counts = [0, 0]
-    for place, picture, wanted in _pairs(exported, reference, images or ()):
+    for place, picture, wanted in _pairs(exported, reference, images):
         counts[place] += 1
         found = runner(picture)
         raw = runner.raw_outputs()
         for name, tally in tallies.items():
             tally.add(wanted[name], found[name], raw[name])
-    tolerance = TOLERANCES[runner.contract.model.scheme]
+    tolerance = _tolerance(runner.contract.model.scheme, runner.runtime)
     outputs = tuple(t.result(tolerance) for t in tallies.values())
     return VerifyReport(
         passed=all(o.passed for o in outputs),
-        file=str(file),
-        sha256=sha256_of(file),
+        file=str(runner.path),
+        sha256=sha256_of(runner.path),
         scheme=runner.contract.model.scheme,
         exported_sha256=exported.program_sha256,
         reference_images=counts[0],
@@ -188,7 +223,7 @@ def verify(
     )
 
 
-def _check_origin(runner: TfliteRunner, exported: Exported) -> None:
+def _check_origin(runner: Runner, exported: Exported) -> None:
     parent = runner.contract.model.parents.get("exported_sha256", "")
     if parent != exported.program_sha256:
         raise ArtifactError(

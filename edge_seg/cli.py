@@ -6,7 +6,7 @@ import json
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import click
 
@@ -33,6 +33,15 @@ def _set_option(function: Callable[..., Any]) -> Callable[..., Any]:
         multiple=True,
         metavar="KEY=VALUE",
         help="Decoder parameter instead of the contract's.",
+    )(function)
+
+
+def _split_option(function: Callable[..., Any]) -> Callable[..., Any]:
+    return click.option(
+        "--split-7x7/--no-split-7x7",
+        default=True,
+        show_default=True,
+        help="Run 7x7 depthwise convolutions as sums of three smaller ones: exact, faster.",
     )(function)
 
 
@@ -77,6 +86,8 @@ def train(config: Path, overrides: tuple[str, ...], out: Path, resume: bool, as_
     from edge_seg.training.settings import load_settings
 
     done = run(load_settings(config, overrides), out, resume=resume)
+    if done.rank:  # under torchrun only the first process reports
+        return
     document = {
         "checkpoint": str(done.checkpoint),
         "metrics": done.metrics,
@@ -90,12 +101,13 @@ def train(config: Path, overrides: tuple[str, ...], out: Path, resume: bool, as_
 @click.argument("checkpoint", type=_FILE)
 @click.option("--out", type=_FILE, required=True, help="Folder of the exported program.")
 @click.option("--fold/--no-fold", default=True, show_default=True, help="Let the decoder run the last 1x1 layers.")
+@_split_option
 @_json_option
-def export(checkpoint: Path, out: Path, fold: bool, as_json: bool) -> None:
+def export(checkpoint: Path, out: Path, fold: bool, split_7x7: bool, as_json: bool) -> None:
     """Write model.pt2, contract.json and reference.npz. Example: edge-seg export runs/a/model.safetensors --out e."""
     from edge_seg.export import export as run
 
-    done = run(checkpoint, out, fold=fold)
+    done = run(checkpoint, out, fold=fold, split_7x7=split_7x7)
     document = {"exported": str(done.exported), "contract": str(done.contract), "sha256": done.sha256}
     _emit(document, f"{done.exported}\n{done.contract}", as_json)
 
@@ -107,6 +119,7 @@ def export(checkpoint: Path, out: Path, fold: bool, as_json: bool) -> None:
 @click.option("--calibration", help="DATA whose train split calibrates w8a8.")
 @click.option("--calibration-images", default=64, show_default=True)
 @click.option("--out", type=_FILE, required=True)
+@_split_option
 @_json_option
 def convert(
     source: Path,
@@ -115,6 +128,7 @@ def convert(
     calibration: str | None,
     calibration_images: int,
     out: Path,
+    split_7x7: bool,
     as_json: bool,
 ) -> None:
     """Convert to TFLite. Example: edge-seg convert runs/a/model.safetensors --scheme w8a8 --calibration DIR --out t.
@@ -130,6 +144,7 @@ def convert(
         route=route,
         calibration=calibration,
         calibration_images=calibration_images,
+        split_7x7=split_7x7,
     )
     rows = [c.to_json() for c in done]
     text = "\n".join(f"{c.file}  {c.size_bytes / 1e6:.2f} MB  {c.seconds:.1f} s" for c in done)
@@ -138,14 +153,39 @@ def convert(
 
 @cli.command()
 @click.argument("file", type=_FILE)
-@click.option("--against", type=_FILE, required=True, help="Exported folder the file was made from.")
+@click.option(
+    "--against", type=_FILE, required=True, help="Exported folder the file was made from, or another .tflite from it."
+)
 @click.option("--image", "images", type=_FILE, multiple=True, help="Also compare on this picture.")
+@click.option("--second-interpreter", is_flag=True, help="Run the .tflite given by --against in tflite-runtime 2.14.")
+@click.option("--kernels", type=click.Choice(["xnnpack", "reference", "gpu"]), default="xnnpack", show_default=True)
+@click.option("--precision", type=click.Choice(["fp32", "fp16"]), default="fp32", show_default=True, help="Of the GPU.")
 @_json_option
-def verify(file: Path, against: Path, images: tuple[Path, ...], as_json: bool) -> None:
-    """Compare a file's outputs with PyTorch's. Example: edge-seg verify t/a_fp16.tflite --against e."""
-    from edge_seg.steps import verify_file
+def verify(
+    file: Path,
+    against: Path,
+    images: tuple[Path, ...],
+    second_interpreter: bool,
+    kernels: Literal["xnnpack", "reference", "gpu"],
+    precision: Literal["fp32", "fp16"],
+    as_json: bool,
+) -> None:
+    """Compare a file's outputs with PyTorch's. Example: edge-seg verify t/a_fp16.tflite --against e.
 
-    report = verify_file(file, against, images)
+    Against another .tflite of the same network (other route, scheme or interpreter) it compares the two files.
+    --kernels gpu runs the file on LiteRT's GPU accelerator, over a GPU or a Vulkan driver in software.
+    """
+    from edge_seg.steps import compare_files, verify_file
+
+    if against.is_file():
+        agreement = compare_files(file, against, images, second_interpreter=second_interpreter)
+        _emit(agreement.to_json(), agreement.text(), as_json)
+        if not agreement.passed:
+            raise CheckFailed(f"{file} and {against} differ by more than their schemes allow.")
+        return
+    if second_interpreter:
+        raise InputError("Only a .tflite runs in a second interpreter.", expected="--against FILE", got=str(against))
+    report = verify_file(file, against, images, kernels=kernels, precision=precision)
     _emit(report.to_json(), report.text(), as_json)
     if not report.passed:
         raise CheckFailed(f"{file.name} differs from PyTorch by more than its scheme allows.")
@@ -267,14 +307,23 @@ def report(folder: Path, out: Path | None, as_json: bool) -> None:
 
 
 @cli.command()
+@click.option("--setup", metavar="NAME", help="Fetch onnx2tf (2.7 GB), tflite_runtime (115 MB) or vulkan (68 MB).")
 @_json_option
-def doctor(as_json: bool) -> None:
-    """Say what is installed, what works here and how to get the rest. Example: edge-seg doctor --json."""
+def doctor(setup: str | None, as_json: bool) -> None:
+    """Say what is installed, what works here and how to get the rest. Example: edge-seg doctor --json.
+
+    --setup creates a side environment in a folder of its own, $EDGE_SEG_ENVS or ~/.cache/edge_seg/envs; "vulkan" is
+    SwiftShader, which runs LiteRT's GPU accelerator without a GPU, in ~/.cache/edge_seg/vulkan.
+    """
     from dataclasses import asdict
 
-    from edge_seg.doctor import run_checks
+    from edge_seg.doctor import run_checks, set_up
     from edge_seg.errors import MissingHere
 
+    if setup:
+        folder = set_up(setup)
+        _emit({"environment": setup, "folder": str(folder)}, f"{setup} is set up in {folder}", as_json)
+        return
     checks = run_checks()
     lines = [f"{'ok ' if c.ok else '-- '} {c.name:18} {c.detail}" + ("" if c.ok else f"\n     {c.fix}") for c in checks]
     _emit({"checks": [asdict(c) for c in checks]}, "\n".join(lines), as_json)

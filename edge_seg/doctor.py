@@ -10,6 +10,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 
 @dataclass(frozen=True)
@@ -41,19 +42,30 @@ def _python() -> Check:
     return Check("python", sys.version_info[:2] == (3, 11), version, "use Python 3.11: the pinned wheels are for it")
 
 
-def _package(name: str, module: str, *, required: bool = True, fix: str = "") -> Callable[[], Check]:
+def _package(name: str, module: str) -> Callable[[], Check]:
     def check() -> Check:
+        from edge_seg.converters.quiet import quiet_tools
+
         try:
-            importlib.import_module(module)
-            return Check(name, True, importlib.metadata.version(name), required=required)
+            with quiet_tools(f"import of {module}"):
+                importlib.import_module(module)
+            return Check(name, True, importlib.metadata.version(name))
         except (ImportError, AttributeError, OSError, RuntimeError, SystemError) as error:
-            return Check(
-                name,
-                False,
-                f"{type(error).__name__}: {error}".splitlines()[0],
-                fix or "run `make install` (or `pip install -e .`)",
-                required,
-            )
+            detail = f"{type(error).__name__}: {error}".splitlines()[0]
+            return Check(name, False, detail, "run `make install` (or `pip install -e .`)")
+
+    return check
+
+
+def _environment(name: str, what: str) -> Callable[[], Check]:
+    def check() -> Check:
+        from edge_seg.converters.environments import find_environment
+        from edge_seg.errors import MissingHere
+
+        try:
+            return Check(name, True, str(find_environment(name)), required=False)
+        except MissingHere as error:
+            return Check(name, False, error.what, f"{what}: {error.todo}", required=False)
 
     return check
 
@@ -82,6 +94,43 @@ def _interpreter() -> Check:
     return Check("tflite runtime", True, f"{found['name']} {found['version']}", fix)
 
 
+def _accelerator(precision: Literal["fp32", "fp16"]) -> Callable[[], Check]:
+    def check() -> Check:
+        from edge_seg.converters.accelerator import Accelerator
+        from edge_seg.converters.vulkan_setup import BY_HAND, FOR_HALF
+        from edge_seg.errors import EdgeSegError
+
+        name = f"gpu accelerator {precision}"
+        fix = FOR_HALF if precision == "fp16" else f"edge-seg doctor --setup vulkan (SwiftShader, 68 MB), or {BY_HAND}"
+        try:
+            with Accelerator(precision) as accelerator:
+                device = f"{accelerator.adapter.name} ({accelerator.adapter.kind}), {accelerator.vulkan.place}"
+        except EdgeSegError as error:
+            return Check(name, False, f"{error.what} {error.got}".strip(), fix, required=False)
+        return Check(name, True, device, required=False)
+
+    return check
+
+
+def set_up(name: str) -> Path:
+    """Fetches something optional into the user's cache folder and returns where it lies.
+
+    Args:
+        name: "vulkan" (SwiftShader, for LiteRT's GPU accelerator) or a side environment.
+
+    Raises:
+        InputError: There is nothing of that name.
+        MissingHere: It cannot be fetched here.
+    """
+    if name == "vulkan":
+        from edge_seg.converters.vulkan_setup import install_swiftshader
+
+        return install_swiftshader()
+    from edge_seg.converters.environments import setup_environment
+
+    return setup_environment(name)
+
+
 def _shared() -> Check:
     place = Path(os.environ.get("EDGE_SEG_SHARED", "../shared")) / "data"
     return Check(
@@ -105,19 +154,11 @@ _CHECKS: tuple[Callable[[], Check], ...] = (
     _package("ai-edge-litert", "ai_edge_litert.interpreter"),
     _package("ai-edge-quantizer", "ai_edge_quantizer"),
     _interpreter,
-    _package(
-        "tflite-runtime",
-        "tflite_runtime",
-        required=False,
-        fix="optional second interpreter: `pip install tflite-runtime==2.14.0 'numpy<2'` in an environment of its own",
-    ),
-    _package(
-        "onnx2tf",
-        "onnx2tf",
-        required=False,
-        fix="optional second route: `pip install onnx2tf==1.29.24` in an environment of its own",
-    ),
+    _environment("tflite_runtime", "optional second interpreter"),
+    _environment("onnx2tf", "optional second route"),
     _cuda,
+    _accelerator("fp32"),
+    _accelerator("fp16"),
     _shared,
     _adb,
 )

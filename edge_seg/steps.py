@@ -14,6 +14,7 @@ from edge_seg.contract import Contract
 from edge_seg.data.images import read_image
 from edge_seg.data.sample import Dataset
 from edge_seg.data.source import open_dataset
+from edge_seg.errors import InputError
 from edge_seg.evaluation.controls import shift_masks, swap_classes
 from edge_seg.evaluation.evaluate import Control, evaluate, spread
 from edge_seg.letterbox import letterbox_image
@@ -21,6 +22,7 @@ from edge_seg.model_file import open_predictor
 
 if TYPE_CHECKING:
     from edge_seg.benchmarks.result import Record
+    from edge_seg.converters.compare_routes import AgreementReport
     from edge_seg.converters.convert import Converted
     from edge_seg.converters.verify import VerifyReport
 
@@ -48,6 +50,7 @@ def convert_source(
     route: str = "litert",
     calibration: str | None = None,
     calibration_images: int = 64,
+    split_7x7: bool = True,
 ) -> list[Converted]:
     """Converts an exported folder or a checkpoint to one file per scheme.
 
@@ -58,8 +61,10 @@ def convert_source(
         route: Converter.
         calibration: DATA argument whose train split calibrates static schemes.
         calibration_images: Pictures used for it.
+        split_7x7: Whether the export of a checkpoint splits 7x7 depthwise convolutions (see `edge_seg.export`).
 
     Raises:
+        InputError: `split_7x7` is off for a folder, which is split or not since its export.
         EdgeSegError: Anything is missing or broken; finished files are kept.
     """
     from edge_seg.converters.convert import convert_many
@@ -67,7 +72,14 @@ def convert_source(
     if source.is_file():
         from edge_seg.export import export
 
-        source = export(source, out / "exported").folder
+        source = export(source, out / "exported", split_7x7=split_7x7).folder
+    elif source.is_dir() and not split_7x7:
+        raise InputError(
+            "The 7x7 convolutions of an exported folder cannot be joined again.",
+            expected="a checkpoint",
+            got=str(source),
+            todo="export again with --no-split-7x7, or convert the checkpoint",
+        )
     samples = None
     if calibration is not None:
         contract = Contract.load(source / "contract.json")
@@ -76,19 +88,46 @@ def convert_source(
     return done
 
 
-def verify_file(file: Path, against: Path, images: Sequence[Path] = ()) -> VerifyReport:
+def verify_file(
+    file: Path,
+    against: Path,
+    images: Sequence[Path] = (),
+    *,
+    kernels: Literal["xnnpack", "reference", "gpu"] = "xnnpack",
+    precision: Literal["fp32", "fp16"] = "fp32",
+) -> VerifyReport:
     """Compares a converted file with the exported folder it came from.
 
     Args:
         file: `.tflite`.
         against: Exported folder.
         images: Pictures to compare on besides the seeded reference inputs.
+        kernels: What runs the file; "gpu" is LiteRT's GPU accelerator.
+        precision: Arithmetic of the GPU accelerator.
     """
     from edge_seg.converters.verify import verify
 
     contract = Contract.load(against / "contract.json")
     photos = letterboxed(contract, [read_image(p) for p in images])
-    return verify(file, against, images=photos or None)
+    return verify(file, against, images=photos or None, kernels=kernels, precision=precision)
+
+
+def compare_files(
+    file: Path, other: Path, images: Sequence[Path] = (), *, second_interpreter: bool = False
+) -> AgreementReport:
+    """Compares two converted files of one network.
+
+    Args:
+        file: The first `.tflite`.
+        other: The second, of another route or scheme; or the same.
+        images: Pictures to compare on; seeded noise where there are none.
+        second_interpreter: Whether `other` runs in tflite-runtime, in its side environment.
+    """
+    from edge_seg.converters.compare_routes import compare_routes
+    from edge_seg.converters.metadata import read_contract
+
+    photos = letterboxed(read_contract(file), [read_image(p) for p in images])
+    return compare_routes(file, other, photos, second_interpreter=second_interpreter)
 
 
 def control_damages(dataset: Dataset) -> dict[str, Control]:

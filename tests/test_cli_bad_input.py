@@ -266,7 +266,7 @@ def test_a_name_that_does_not_exist_is_an_error_with_the_nearest_names(edge_seg,
     ("arguments", "words"),
     [
         (("--scheme", "int8"), ("int8", "w8a8")),
-        (("--scheme", "fp32", "--route", "onnx"), ("no route called 'onnx'", "litert")),
+        (("--scheme", "fp32", "--route", "onnx"), ("no route called 'onnx'", "onnx2tf")),
         (("--scheme", "w8a8"), ("alibrat",)),
     ],
 )

@@ -276,3 +276,29 @@ def test_a_contract_with_another_output_shape_is_refused(exported, tmp_path):
     with pytest.raises(ArtifactError, match="does not fit the contract"):
         convert(exported, scheme="fp32", out=tmp_path / "out")
     assert _names(tmp_path / "out") == []
+
+
+def test_a_route_with_tools_of_its_own_quantises_itself_and_their_versions_decide_about_the_float_file(
+    exported, tmp_path, monkeypatch
+):
+    made = []
+
+    class Route:
+        tools = "alpha:1"
+
+        def __call__(self, program, contract):
+            made.append(self.tools)
+            return converted_files()["fp32"].file.read_bytes()
+
+        def w8a8(self, program, contract, images):
+            made.append(f"w8a8 of {len(images)}")
+            return converted_files()["w8a8"].file.read_bytes()
+
+    route = Route()
+    monkeypatch.setitem(ROUTES._entries, "alpha", route)
+    job = {"out": tmp_path / "out", "route": "alpha", "calibration": smooth_pictures(3)}
+    convert_many(exported, ["fp32", "fp16", "w8a8"], **job)
+    assert made == ["alpha:1", "w8a8 of 3"]
+    route.tools = "alpha:2"
+    convert_many(exported, ["fp16"], **job)
+    assert made == ["alpha:1", "w8a8 of 3", "alpha:2"]
