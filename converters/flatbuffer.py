@@ -231,7 +231,7 @@ class _Reader:
         return {_snake(k): self._option(k, v) for k, v in vars(made).items()} if made is not None else {}
 
     def _option(self, key: str, value: Any) -> Any:
-        if key == "padding":
+        if key == "padding" and not isinstance(value, np.ndarray):  # an array in StableHLO operators
             return _word(self.schema.Padding, value)
         if key == "fusedActivationFunction":
             return _word(self.schema.ActivationFunctionType, value)

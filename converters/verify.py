@@ -48,14 +48,18 @@ class Tolerance:
 # catch a broken conversion; the accuracy that quantisation costs is for `evaluate` to judge. Measured on photos with
 # a trained MaskConver-MobileNetV2 at 256 px, worst output: fp32 5.4e-6 of range, 110 dB; fp16 2.1e-2, 40 dB;
 # w8_dynamic 22 dB; w8a8 with 8 calibration pictures 18 dB. On synthetic:hard and its seeded noise w8_dynamic reaches
-# 10 dB only, and loses 0.6 PQ.
+# 10 dB only, and loses 0.6 PQ. So low a floor would let a map pass that is shifted by a cell; that is looked for apart.
 TOLERANCES: Mapping[str, Tolerance] = {
     "fp32": Tolerance(1e-5, 80.0, floor_factor=8.0),
     "fp16": Tolerance(5e-2, 35.0),
-    "w8_dynamic": Tolerance(None, 6.0),
+    "w8_dynamic": Tolerance(None, 7.0),
     "w8a8": Tolerance(None, 10.0),
     "qat_w8a8": Tolerance(None, 10.0),
 }
+
+# A GPU that computes in float16 rounds after every operator. Measured over lavapipe of Mesa 25.0.7 with a trained
+# MaskConver-MobileNetV2 at 256 px: worst output 1.4e-1 of range, 18.6 dB.
+HALF_ARITHMETIC = Tolerance(None, 12.0)
 
 
 @dataclass(frozen=True)
@@ -73,7 +77,8 @@ class OutputParity:
         exact: Share of integers equal to the reference on the file's own grid; None for float outputs.
         within_1_lsb: Share of integers at most one step away; None for float outputs.
         max_lsb: Largest difference in steps; None for float outputs.
-        passed: Whether the scheme's tolerance holds.
+        displaced: Whether the output fits better when it is moved by one cell.
+        passed: Whether the scheme's tolerance holds and nothing is displaced.
     """
 
     name: str
@@ -86,6 +91,7 @@ class OutputParity:
     exact: float | None
     within_1_lsb: float | None
     max_lsb: int | None
+    displaced: bool
     passed: bool
 
 
@@ -142,6 +148,7 @@ class VerifyReport:
             steps = f", {o.within_1_lsb:.2%} within 1 step" if o.within_1_lsb is not None else ""
             floor = f" (PyTorch float32 itself {o.torch_float32_of_range:.1e})" if self.scheme == "fp32" else ""
             figures = f"max {o.max_of_range:.1e} of range{floor}, {o.snr_db:.1f} dB, cosine {o.cosine:.6f}{steps}"
+            figures += ", FITS BETTER WHEN MOVED BY ONE CELL" if o.displaced else ""
             lines.append(f"  {'ok  ' if o.passed else 'FAIL'} {o.name}: {figures}")
         return "\n".join(lines)
 
@@ -163,7 +170,7 @@ def verify(
         images: Letterboxed pictures, uint8 [H, W, 3], to compare on besides the seeded reference inputs;
             PyTorch runs the exported program for them.
         kernels: Kernels of the TFLite runtime, or "gpu" for LiteRT's GPU accelerator.
-        precision: Arithmetic of the GPU accelerator; a float file in fp16 is held to the tolerance of fp16.
+        precision: Arithmetic of the GPU accelerator; in fp16 a float file is held to `HALF_ARITHMETIC`.
         threads: CPU threads of the TFLite runtime.
 
     Returns:
@@ -191,9 +198,9 @@ def _opened(file: Path, kernels: Engine, precision: Literal["fp32", "fp16"], thr
 
 
 def _tolerance(scheme: str, runtime: Mapping[str, str]) -> Tolerance:
-    """Returns what a scheme may lose; float32 weights run in float16 lose what float16 weights do."""
-    in_half = scheme == "fp32" and runtime.get("precision") == "fp16"
-    return TOLERANCES["fp16" if in_half else scheme]
+    """Returns what a scheme may lose; float16 arithmetic costs a float file more than float16 weights do."""
+    in_half = scheme in ("fp32", "fp16") and runtime.get("precision") == "fp16"
+    return HALF_ARITHMETIC if in_half else TOLERANCES[scheme]
 
 
 def _compare(runner: Runner, exported: Exported, images: Sequence[NDArray[np.uint8]], kernels: Engine) -> VerifyReport:
@@ -252,6 +259,9 @@ def _pairs(
             yield 1, picture, run(picture)
 
 
+_MOVES = ((0, 1), (0, -1), (1, 0), (-1, 0))  # rows, columns
+
+
 class _Tally:
     """Sums up one output over pictures, in float64."""
 
@@ -260,6 +270,7 @@ class _Tally:
         self.max_abs = self.noise = self.signal = self.product = self.power = 0.0
         self.low, self.high = math.inf, -math.inf
         self.count = self.exact = self.near = self.max_lsb = 0
+        self.moved_noise = np.zeros(len(_MOVES))
 
     def add(self, wanted: NDArray[Any], found: NDArray[Any], raw: NDArray[Any]) -> None:
         a, b = wanted.astype(np.float64), found.astype(np.float64)
@@ -268,6 +279,7 @@ class _Tally:
         self.max_abs = float(np.maximum(self.max_abs, np.max(error)))
         self.low, self.high = min(self.low, float(a.min())), max(self.high, float(a.max()))
         self.noise += float((error**2).sum())
+        self.moved_noise += [float(((a - np.roll(b, move, axis=(1, 2))) ** 2).sum()) for move in _MOVES]
         self.signal += float((a**2).sum())
         self.power += float((b**2).sum())
         self.product += float((a * b).sum())
@@ -290,6 +302,7 @@ class _Tally:
         of_range = _ratio(self.max_abs, output_range)
         snr_db = _decibel(self.signal, self.noise)
         whole = self.output.quantization is not None
+        displaced = bool(self.moved_noise.min() < self.noise)
         return OutputParity(
             name=self.output.name,
             max_abs=self.max_abs,
@@ -301,7 +314,8 @@ class _Tally:
             exact=self.exact / self.count if whole else None,
             within_1_lsb=self.near / self.count if whole else None,
             max_lsb=self.max_lsb if whole else None,
-            passed=_holds(tolerance, of_range, snr_db, self.floor),
+            displaced=displaced,
+            passed=_holds(tolerance, of_range, snr_db, self.floor) and not displaced,
         )
 
 
