@@ -144,6 +144,7 @@ def test_wrong_usage_ends_with_two(edge_seg, arguments):
 def test_a_real_interrupt_ends_with_130_and_no_traceback():
     code = (
         "import os, signal, sys\nfrom edge_seg import cli\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # a background job inherits an ignored one
         "def wait(**_):\n    os.kill(os.getpid(), signal.SIGINT)\n    import time; time.sleep(5)\n"
         "cli.cli.commands['profiles'].callback = wait\n"
         "sys.argv = ['edge-seg', 'profiles']\ncli.main()"
