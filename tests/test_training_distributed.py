@@ -21,7 +21,7 @@ from edge_seg.training.distributed import World, chosen_device, started
 from edge_seg.training.interrupt import Interrupts
 from edge_seg.training.sync_batchnorm import SyncBatchNorm2d, separate, synchronise
 
-PATIENCE_S = 240
+PATIENCE_S = 600
 CPU = torch.device("cpu")
 
 
