@@ -46,6 +46,7 @@ class _Chain:
     out: Path
     settings: TrainSettings
     limit: int
+    command: str
 
     @property
     def checkpoint(self) -> Path:
@@ -80,7 +81,9 @@ def quickstart(
         limit: Pictures scored; by default 96 scenes or 48 photos, evenly spread; 0 takes all.
     """
     pictures_scored = limit if limit is not None else _limit(data)
-    chain = _Chain(data, out, _settings(data, config, model, overrides), limit=pictures_scored)
+    options = [*(["--config", str(config)] if config else []), *(["--model", model] if model else [])]
+    command = shlex.join(["edge-seg", "quickstart", "--data", data, *options, *overrides])
+    chain = _Chain(data, out, _settings(data, config, model, overrides), pictures_scored, command)
     results: dict[str, Any] = {}
     started = time.perf_counter()
     for name, step in _STEPS:
@@ -268,7 +271,7 @@ def _report(chain: _Chain) -> Path:
         chain.out / "quickstart.json",
         {
             "title": f"{settings.model.name} on {chain.data}",
-            "command": f"edge-seg quickstart --data {shlex.quote(chain.data)}",
+            "command": chain.command,
             "data": chain.data,
             "model": settings.model.name,
             "created_utc": datetime.now(UTC).isoformat(timespec="seconds"),

@@ -38,6 +38,7 @@ def test_the_chain_leaves_one_file_per_scheme_and_a_report(done):
     for scheme in SCHEMES:
         assert f"_{scheme}.tflite" in page
     assert "is not in this folder" not in page
+    assert "edge-seg quickstart --data synthetic:easy model.input_px=64" in page
 
 
 @pytest.mark.slow
