@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ from edge_seg.contract import Contract, Quantization
 from edge_seg.converters.flatbuffer import Graph
 from edge_seg.converters.interpreter import TfliteRunner
 from edge_seg.converters.second_interpreter import SecondInterpreter
-from edge_seg.converters.verify import TOLERANCES, Tolerance
+from edge_seg.converters.verify import TOLERANCES, Tolerance, plain_document
 from edge_seg.errors import ArtifactError, InputError
 
 SEEDED_PICTURES = 4
@@ -104,12 +104,7 @@ class AgreementReport:
 
     def to_json(self) -> dict[str, Any]:
         """Returns the report as plain JSON types; infinite ratios become null."""
-        document = asdict(self)
-        document["outputs"] = [
-            {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in o.items()}
-            for o in document["outputs"]
-        ]
-        return document
+        return plain_document(self)
 
     def text(self) -> str:
         """Returns the report for people, one output a line."""

@@ -136,6 +136,9 @@ class PlainRunner:
         path: The file.
         threads: CPU threads.
 
+    Attributes:
+        inputs: Seeded noise by tensor index, 0..1, or integers over their range.
+
     Raises:
         InputError: No such file.
         ArtifactError: It is truncated or the runtime cannot run it.
@@ -145,22 +148,25 @@ class PlainRunner:
         self.graph: Graph = read_graph(path)
         module, self.runtime = _runtime()
         self._interpreter: Any = _prepared(module, path, threads, _RESOLVERS["xnnpack"])
-        self._inputs = self._interpreter.get_input_details()
+        # made once: a measured run must not contain the making of its input
+        self.inputs = {detail["index"]: _noise(detail) for detail in self._interpreter.get_input_details()}
         self._outputs = [detail["index"] for detail in self._interpreter.get_output_details()]
 
-    def run(self, seed: int = 0) -> None:
-        """Writes seeded noise (0..1, or integers over their range), runs the graph and reads every output."""
-        rng = np.random.default_rng(seed)
-        for detail in self._inputs:
-            dtype, shape = np.dtype(detail["dtype"]), tuple(detail["shape"])
-            noise = rng.random(shape, np.float32)
-            if dtype.kind in "iu":
-                limits = np.iinfo(dtype)
-                noise = limits.min + noise * (float(limits.max) - limits.min)
-            self._interpreter.set_tensor(detail["index"], noise.astype(dtype))
+    def run(self) -> list[NDArray[Any]]:
+        """Writes the noise, runs the graph and returns every output."""
+        for index, noise in self.inputs.items():
+            self._interpreter.set_tensor(index, noise)
         self._interpreter.invoke()
-        for index in self._outputs:
-            self._interpreter.get_tensor(index)
+        return [self._interpreter.get_tensor(index) for index in self._outputs]
+
+
+def _noise(detail: Mapping[str, Any]) -> NDArray[Any]:
+    dtype = np.dtype(detail["dtype"])
+    noise = np.random.default_rng(0).random(tuple(detail["shape"]), np.float32)
+    if dtype.kind in "iu":
+        limits = np.iinfo(dtype)
+        noise = limits.min + noise * (float(limits.max) - limits.min)
+    return noise.astype(dtype)
 
 
 def check_picture(input_hwc_u8: NDArray[np.uint8], contract: Contract) -> None:

@@ -62,6 +62,16 @@ TOLERANCES: Mapping[str, Tolerance] = {
 HALF_ARITHMETIC = Tolerance(None, 12.0)
 
 
+def plain_document(report: Any) -> dict[str, Any]:
+    """Returns a report (a dataclass with `outputs`) as plain JSON types; infinite ratios become null."""
+    document = asdict(report)
+    document["outputs"] = [
+        {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in o.items()}
+        for o in document["outputs"]
+    ]
+    return document
+
+
 @dataclass(frozen=True)
 class OutputParity:
     """How one output compares with PyTorch, over all pictures.
@@ -127,12 +137,7 @@ class VerifyReport:
 
     def to_json(self) -> dict[str, Any]:
         """Returns the report as plain JSON types; infinite ratios become null."""
-        document = asdict(self)
-        document["outputs"] = [
-            {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in o.items()}
-            for o in document["outputs"]
-        ]
-        return document
+        return plain_document(self)
 
     def _device(self) -> str:
         if "adapter" not in self.runtime:

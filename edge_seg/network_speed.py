@@ -7,6 +7,7 @@ int8 and measured in turns (A-B-B-A), so that a machine that slows down slows al
 
 from __future__ import annotations
 
+import shlex
 import shutil
 import sys
 import time
@@ -154,7 +155,9 @@ def convert_candidate(candidate: Candidate, out: Path) -> list[Path]:
     return [one.file for one in done]
 
 
-def run(out: Path, titles: Sequence[str], peers: Mapping[str, Path], plan: Plan) -> dict[str, Any]:
+def run(
+    out: Path, titles: Sequence[str], peers: Mapping[str, Path], plan: Plan, *, command: str = ""
+) -> dict[str, Any]:
     """Converts and measures; returns the document.
 
     Args:
@@ -162,6 +165,7 @@ def run(out: Path, titles: Sequence[str], peers: Mapping[str, Path], plan: Plan)
         titles: Which candidates; empty takes all. The yardstick and the published form are always measured.
         peers: Other people's .tflite files by title.
         plan: When to stop.
+        command: What to write down as the command.
     """
     chosen = [c for c in CANDIDATES if not titles or c.title in (YARDSTICK, PUBLISHED, *titles)]
     executors: list[_Timed] = []
@@ -206,7 +210,8 @@ def _with_ratios(rows: list[dict[str, Any]], series: Sequence[Series]) -> list[d
     place = {(row["network"], row["scheme"]): number for number, row in enumerate(rows)}
     for number, row in enumerate(rows):
         scheme = row["scheme"]
-        row["of_published"] = _ratio(series, number, place.get((PUBLISHED, scheme)))
+        published = None if row["network"] == YARDSTICK else place.get((PUBLISHED, scheme))
+        row["of_published"] = _ratio(series, number, published)
         row["of_own_fp32"] = _ratio(series, number, place.get((row["network"], "fp32")))
         peak = rows[place[YARDSTICK, scheme]]["gmacs_per_s"] if (YARDSTICK, scheme) in place else None
         row["share_of_3x3"] = round(row["gmacs_per_s"] / peak, 3) if peak and row["gmacs_per_s"] else None
@@ -260,7 +265,8 @@ def main(out: Path, only: tuple[str, ...], peer: tuple[str, ...], max_time_s: fl
     """Prints the table and writes OUT/networks.json."""
     try:
         plan = Plan(min_runs=32, min_time_s=1.0, max_time_s=max_time_s, target_ci_pct=2.0, block_runs=4)
-        document = run(out, only, dict(map(_peer, peer)), plan)
+        command = shlex.join(["python", "-m", "edge_seg.network_speed", *sys.argv[1:]])
+        document = run(out, only, dict(map(_peer, peer)), plan, command=command)
     except EdgeSegError as error:
         click.echo(str(error), err=True)
         sys.exit(error.exit_code)

@@ -44,7 +44,8 @@ def results_markdown(folder: Path) -> str:
                 got=", ".join(document)[:80] if isinstance(document, dict) else type(document).__name__,
                 todo="write it with `edge-seg evaluate --json` or `edge-seg benchmark`",
             )
-    return "\n\n".join([*_accuracy(evaluations), *_latency(records)]) or NOTHING
+    speeds = [read_json(path, "speed run") for path in sorted((folder / "speed").glob("*.json"))]
+    return "\n\n".join([*_accuracy(evaluations), *_latency(records), *_speed(speeds)]) or NOTHING
 
 
 def replace_block(text: str, block: str) -> str:
@@ -123,6 +124,34 @@ def _record_row(record: Mapping[str, Any]) -> list[str]:
         str(record.get("n", "")),
         kind,
         f"`{str(record.get('sha256', ''))[:12]}`",
+    ]
+
+
+def _speed(runs: Sequence[Mapping[str, Any]]) -> list[str]:
+    """One table per interleaved run of `edge_seg.network_speed`; a median that missed its interval says so."""
+    tables = []
+    for run in runs:
+        cpu, threads = run["device"].get("cpu") or "an unnamed CPU", run["threads"]
+        tables.append(
+            f"**Speed** with random weights, all files in turns, {threads} thread, {cpu} (`{run['command']}`). Ratios "
+            f"are to the published form in the same scheme; the last column is work per second beside 3x3 convolutions."
+        )
+        columns = ("network", "scheme", "GMAC", "median ms", "of published", "of own fp32", "of 3x3")
+        tables.append(_table(columns, [_speed_row(row) for row in run["rows"]]))
+    return tables
+
+
+def _speed_row(row: Mapping[str, Any]) -> list[str]:
+    low, high = row["ci95_median_ms"]
+    missed = "" if row["interval_met"] else ", wider than asked"
+    ratios = [f"{row[key][1]:.2f}" if row[key] else "" for key in ("of_published", "of_own_fp32")]
+    return [
+        row["network"],
+        f"`{row['scheme']}`",
+        _number(row["macs_graph"] and row["macs_graph"] / 1e9, 2),
+        f"{row['median_ms']:.2f} [{low:.2f}, {high:.2f}]{missed}",
+        *ratios,
+        _number(row["share_of_3x3"], 2),
     ]
 
 

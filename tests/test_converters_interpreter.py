@@ -11,7 +11,7 @@ from test_converters_tinynet import SIDE, converted_files, exported_folder, smoo
 
 from edge_seg.converters import interpreter, metadata
 from edge_seg.converters.exported import open_exported, read_reference
-from edge_seg.converters.interpreter import TfliteRunner
+from edge_seg.converters.interpreter import PlainRunner, TfliteRunner
 from edge_seg.errors import ArtifactError, InputError, MissingHere
 
 
@@ -29,6 +29,20 @@ def test_fp32_equals_pytorch_with_both_kernel_sets(reference, kernels):
         for name, wanted in reference.outputs.items():
             assert found[name].dtype == np.float32
             np.testing.assert_allclose(found[name], wanted[i : i + 1], atol=1e-5)
+
+
+def test_a_file_run_without_its_contract_gives_the_same_integers():
+    file = converted_files()["w8a8"].file
+    plain = PlainRunner(file)
+    (noise,) = plain.inputs.values()
+    assert noise.dtype == np.int8
+    assert (noise.min(), noise.max()) != (0, 0)
+    found = plain.run()
+    runner = TfliteRunner(file)
+    runner.invoke((noise[0].astype(np.int16) + 128).astype(np.uint8))
+    wanted = {v.tobytes() for v in runner.raw_outputs().values()}
+    assert {v.tobytes() for v in found} == wanted
+    assert {v.tobytes() for v in plain.run()} == wanted
 
 
 def test_int8_input_is_the_byte_minus_128():
