@@ -1,7 +1,7 @@
 # The one door: `make quickstart` and `make test` work in a fresh clone; `make help` lists the rest.
 #
 #   PYTHON   interpreter that creates the environment (3.11)      make test PYTHON=/opt/python3.11/bin/python3
-#   ARGS     arguments of quickstart, bench, or pytest            make quickstart ARGS="--data FOLDER"
+#   ARGS     arguments of the target's program, or of pytest      make quickstart ARGS="--data FOLDER"
 
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 ARGS ?=
@@ -16,7 +16,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 unexport PYTHONPATH PYTHONHOME
 
 .DEFAULT_GOAL := help
-.PHONY: help install quickstart test lint types bench results clean
+.PHONY: help install quickstart test lint types bench ablation results clean
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 20
@@ -46,8 +46,12 @@ types: $(STAMP)  ## check the types
 	@ln -s $(addprefix $(CURDIR)/,$(wildcard edge_seg/*) converters benchmarks) $(TYPES)/edge_seg/
 	MYPYPATH=$(TYPES) $(BIN)/mypy -p edge_seg
 
-bench: $(STAMP)  ## speed of every network in one interleaved run on one core
+bench: $(STAMP)  ## speed of every network in one interleaved run on one core, then of the decoder
 	$(BIN)/python -m edge_seg.network_speed $(ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m edge_seg.decoder_speed --json runs/bench/decoder.json
+
+ablation: $(STAMP)  ## compare choices one at a time on a short schedule (hours; stopped, it goes on)
+	$(BIN)/python -m edge_seg.ablation edge_seg/configs/facade_ablation.toml $(ARGS)
 
 results: $(STAMP)  ## rewrite the results in README.md from results/*.json
 	$(BIN)/python -m edge_seg.results_table README.md results

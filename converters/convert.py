@@ -7,6 +7,7 @@ folder, which is made once and taken again while it belongs to the same export.
 from __future__ import annotations
 
 import contextlib
+import functools
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -16,17 +17,31 @@ from typing import Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from edge_seg.artifact import read_manifest, sha256_of, tool_versions, write_manifest
-from edge_seg.contract import Contract, InputTensor, OutputTensor, Quantization
+from edge_seg.artifact import manifest_path, read_manifest, sha256_of, tool_versions, write_json, write_manifest
+from edge_seg.contract import Contract, InputTensor, ModelInfo, OutputTensor, Quantization
 from edge_seg.converters import metadata
+from edge_seg.converters.calibration import Images
+from edge_seg.converters.calibration_report import CalibrationReport, report_of
 from edge_seg.converters.exported import Exported, open_exported
 from edge_seg.converters.flatbuffer import Graph, graph_of, read_graph
-from edge_seg.converters.quantize import NEEDS_CALIBRATION, Images, calibration_images, quantized
+from edge_seg.converters.post_training import (
+    Calibrated,
+    PtqSettings,
+    calibrate,
+    calibration_images,
+    needs_pictures,
+    quantize,
+    quantized,
+)
+from edge_seg.converters.recipe import Recipe
 from edge_seg.converters.routes import ROUTES, OwnTools
+from edge_seg.converters.targets import scheme_warnings
 from edge_seg.errors import ArtifactError, EdgeSegError, InputError, nearest
+from edge_seg.schemes import SCHEMES as TABLE
 
-SCHEMES = ("fp32", "fp16", "w8_dynamic", "w8a8")  # made from a float network
-TRAINED = "qat_w8a8"  # made from a network that was trained quantisation-aware
+# made from a float network with no more than pictures
+SCHEMES = tuple(s.name for s in TABLE.values() if s.kind != "trained" and s.name != "mixed")
+_TRAINED = next(s.name for s in TABLE.values() if s.kind == "trained")
 _TOOLS_THAT_MATTER = ("torch", "litert-torch")
 T = TypeVar("T", InputTensor, OutputTensor)
 
@@ -45,6 +60,9 @@ class Converted:
         ops: Number of operators by name.
         transposes: TRANSPOSE operators; 0 in a clean channels-last graph.
         contract_path: `NAME_SCHEME.contract.json`.
+        calibration_path: `NAME_SCHEME.calibration.json`, or None where nothing was calibrated here.
+        calibration_text: The report for people, its first line a summary; "" where there is none.
+        warnings: What the chosen scheme costs on this network, one sentence each.
     """
 
     file: Path
@@ -56,10 +74,15 @@ class Converted:
     ops: dict[str, int]
     transposes: int
     contract_path: Path
+    calibration_path: Path | None = None
+    calibration_text: str = ""
+    warnings: tuple[str, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         """Returns the record as plain JSON types."""
-        return {**vars(self), "file": str(self.file), "contract_path": str(self.contract_path)}
+        paths = {k: str(v) for k, v in vars(self).items() if isinstance(v, Path)}
+        plain = {k: v for k, v in vars(self).items() if k != "calibration_text"}
+        return {**plain, **paths, "warnings": list(self.warnings)}
 
 
 def convert(
@@ -69,25 +92,28 @@ def convert(
     out: Path,
     route: str = "litert",
     calibration: Iterable[NDArray[np.uint8]] | None = None,
+    settings: PtqSettings | None = None,
 ) -> Converted:
     """Converts an exported network.
 
     Args:
         exported: Folder that `edge-seg export` wrote.
-        scheme: One of SCHEMES, or TRAINED for a network that was trained quantisation-aware.
+        scheme: A name of `edge_seg.schemes.SCHEMES`.
         out: Folder for the result; the float file is kept there as well.
         route: A registered route.
-        calibration: Letterboxed pictures, uint8 [H, W, 3]; needed by w8a8.
+        calibration: Letterboxed pictures, uint8 [H, W, 3]; needed by calibrated schemes.
+        settings: Ranges, corrections and the recipe of calibrated schemes.
 
     Returns:
         The file and what is in it.
 
     Raises:
-        InputError: Unknown scheme or route, calibration missing, a network the tools refuse, a full disk.
+        InputError: Unknown scheme or route, calibration missing, a recipe that does not fit, a network the tools
+            refuse, a full disk.
         ArtifactError: The exported folder is broken or was changed.
         MissingHere: A converter is not installed.
     """
-    return convert_many(exported, [scheme], out=out, route=route, calibration=calibration)[-1]
+    return convert_many(exported, [scheme], out=out, route=route, calibration=calibration, settings=settings)[-1]
 
 
 def convert_many(
@@ -97,25 +123,54 @@ def convert_many(
     out: Path,
     route: str = "litert",
     calibration: Iterable[NDArray[np.uint8]] | None = None,
+    settings: PtqSettings | None = None,
 ) -> list[Converted]:
     """Converts an exported network to several schemes with one float conversion; arguments as `convert`."""
     for scheme in schemes:
-        if scheme not in (*SCHEMES, TRAINED):
-            todo = nearest(scheme, (*SCHEMES, TRAINED))
-            raise InputError(f"There is no scheme {scheme!r}.", got=scheme, todo=todo)
+        if scheme not in TABLE:
+            raise InputError(f"There is no scheme {scheme!r}.", got=scheme, todo=nearest(scheme, tuple(TABLE)))
     source = open_exported(exported)
-    ROUTES[route]  # an unknown route ends here, before anything slow
+    chosen = settings or PtqSettings()
+    static = [s for s in schemes if TABLE[s].needs_calibration]
+    _check_route(route, static, chosen)  # an unknown route ends here as well, before anything slow
+    for scheme in static:
+        chosen.recipe_for(scheme)
     images = calibration_images(calibration, source.contract)
-    needing = sorted(NEEDS_CALIBRATION & set(schemes))
-    if needing and images is None:
-        raise InputError(
-            f"The scheme {needing[0]} needs calibration pictures.",
-            expected="--calibration DATA",
-            got="none",
-            todo="give a data set, or choose w8_dynamic, which needs none",
-        )
-    job = _Job(source, out, route, images)
+    if static and images is None:
+        raise needs_pictures(sorted(static)[0])
+    job = _Job(source, out, route, images, chosen)
     return [job.convert(scheme) for scheme in schemes]
+
+
+def _check_route(route: str, static: Sequence[str], settings: PtqSettings) -> None:
+    """Refuses what a route with a quantiser of its own cannot do."""
+    if not isinstance(ROUTES[route], OwnTools):
+        return
+    beyond = [s for s in static if s != "w8a8"]
+    if beyond or (static and settings != PtqSettings()):
+        raise InputError(
+            f"The route {route} calibrates and quantises with its own tools.",
+            expected="w8a8 without further settings, or a scheme that is not calibrated",
+            got=beyond[0] if beyond else ", ".join(f"{k} {v}" for k, v in settings.to_json().items()),
+            todo="convert with --route litert",
+        )
+
+
+def in_memory(float_file: Path, network: Calibrated, recipe: Recipe) -> bytes:
+    """Quantises by a recipe and returns the whole file with its contract, as `convert` would write it.
+
+    Args:
+        float_file: `NAME_fp32.tflite`, whose contract and decoder constants are taken over.
+        network: That file, calibrated.
+        recipe: Precision of every layer.
+    """
+    data = quantize(network, recipe).data
+    graph = graph_of(data, float_file)
+    source = metadata.read_contract(float_file)
+    contract = _completed(source, graph, replace(source.model, scheme="mixed"))
+    order = metadata.output_order(graph, graph.signatures[0].key, contract)
+    constants = metadata.read_member(float_file, metadata.CONSTANTS)
+    return metadata.embed(data, contract, constants=constants, outputs=order)
 
 
 @dataclass(frozen=True)
@@ -124,20 +179,29 @@ class _Job:
     out: Path
     route: str
     images: Images | None
+    settings: PtqSettings
 
     def convert(self, scheme: str) -> Converted:
         started = time.perf_counter()
-        if scheme == TRAINED:
+        if TABLE[scheme].kind == "trained":
             return self._written(self._routed("int8"), scheme, started)
         route = ROUTES[self.route]
-        if scheme in NEEDS_CALIBRATION and isinstance(route, OwnTools):
+        if TABLE[scheme].needs_calibration and isinstance(route, OwnTools):
             data = route.w8a8(self.source.program, self.source.contract, self.images or ())
             return self._written(data, scheme, started)
         data, graph = self._float()
+        if TABLE[scheme].needs_calibration:
+            done = quantize(self._calibrated, self.settings.recipe_for(scheme))
+            return self._written(done.data, scheme, started, report_of(self._calibrated, done, scheme))
         if scheme != "fp32":
-            contract = self.source.contract
-            data = quantized(data, graph, contract, scheme=scheme, calibration=self.images)
+            data = quantized(data, graph, self.source.contract, scheme=scheme, calibration=None)
         return self._written(data, scheme, started)
+
+    @functools.cached_property
+    def _calibrated(self) -> Calibrated:
+        """The float network with its statistics: the slow part that calibrated schemes share."""
+        data, graph = self._float()
+        return calibrate(data, graph, self.source.contract, self.images or (), self.settings)
 
     def _file(self, scheme: str) -> Path:
         return self.out / f"{self.source.contract.model.name}_{scheme}.tflite"
@@ -158,9 +222,9 @@ class _Job:
             trained = found == "int8"
             raise InputError(
                 f"{self.source.folder} holds a network {'' if trained else 'not '}trained quantisation-aware.",
-                expected=TRAINED if trained else ", ".join(SCHEMES),
+                expected=_TRAINED if trained else ", ".join(SCHEMES),
                 got=f"a scheme for {dtype} networks",
-                todo=f"convert with --scheme {TRAINED}" if trained else "edge-seg qat, then export and convert",
+                todo=f"convert with --scheme {_TRAINED}" if trained else "edge-seg qat, then export and convert",
             )
         return data
 
@@ -182,10 +246,12 @@ class _Job:
             and manifest.config.get("route_tools") == self._settings("fp32").get("route_tools")
         )
 
-    def _written(self, data: bytes, scheme: str, started: float) -> Converted:
+    def _written(self, data: bytes, scheme: str, started: float, report: CalibrationReport | None = None) -> Converted:
         file = self._file(scheme)
         graph = graph_of(data, file)
-        contract = self._completed(graph, scheme)
+        parents = {**self.source.contract.model.parents, "exported_sha256": self.source.program_sha256}
+        model = replace(self.source.contract.model, scheme=scheme, route=self.route, parents=parents)
+        contract = _completed(self.source.contract, graph, model)
         order = metadata.output_order(graph, graph.signatures[0].key, contract)
         data = metadata.embed(data, contract, constants=self.source.constants, outputs=order)
         _fresh(file)
@@ -193,6 +259,8 @@ class _Job:
         write_manifest(
             file, kind="tflite", step="convert", config=self._settings(scheme), parents=[self.source.program]
         )
+        if report is not None:
+            write_json(calibration_path(file), report.to_json())
         graph = read_graph(file)
         return Converted(
             file=file,
@@ -204,25 +272,38 @@ class _Job:
             ops=graph.op_histogram,
             transposes=graph.transposes,
             contract_path=metadata.contract_path(file),
+            calibration_path=calibration_path(file) if report else None,
+            calibration_text=report.text() if report else "",
+            warnings=scheme_warnings(graph, scheme),
         )
 
     def _settings(self, scheme: str) -> dict[str, Any]:
         """Returns what goes into the manifest."""
-        pictures = len(self.images or ()) if scheme in NEEDS_CALIBRATION else 0
-        settings = {"scheme": scheme, "route": self.route, "calibration_images": pictures}
+        static = TABLE[scheme].needs_calibration
+        settings: dict[str, Any] = {"scheme": scheme, "route": self.route}
+        settings["calibration_images"] = len(self.images or ()) if static else 0
         route = ROUTES[self.route]
-        return {**settings, "route_tools": route.tools} if isinstance(route, OwnTools) else settings
+        if isinstance(route, OwnTools):
+            return {**settings, "route_tools": route.tools}
+        if static:
+            recipe = self.settings.recipe_for(scheme)
+            settings |= {"calibration": replace(self.settings, recipe=recipe).to_json()}
+        return settings
 
-    def _completed(self, graph: Graph, scheme: str) -> Contract:
-        """Returns the contract with what only the converted file knows."""
-        contract = self.source.contract
-        parents = {**contract.model.parents, "exported_sha256": self.source.program_sha256}
-        return replace(
-            contract,
-            model=replace(contract.model, scheme=scheme, route=self.route, parents=parents),
-            input=_bound(contract.input, graph, graph.signatures[0].inputs),
-            outputs=tuple(_bound(o, graph, graph.signatures[0].outputs) for o in contract.outputs),
-        )
+
+def calibration_path(file: Path) -> Path:
+    """Returns where the calibration report of `NAME_SCHEME.tflite` lies: `NAME_SCHEME.calibration.json`."""
+    return file.with_name(f"{file.stem}.calibration.json")
+
+
+def _completed(contract: Contract, graph: Graph, model: ModelInfo) -> Contract:
+    """Returns the contract with what only the converted file knows."""
+    return replace(
+        contract,
+        model=model,
+        input=_bound(contract.input, graph, graph.signatures[0].inputs),
+        outputs=tuple(_bound(o, graph, graph.signatures[0].outputs) for o in contract.outputs),
+    )
 
 
 def _bound(wanted: T, graph: Graph, keys: Any) -> T:
@@ -236,6 +317,7 @@ def _bound(wanted: T, graph: Graph, keys: Any) -> T:
 
 
 def _fresh(file: Path) -> None:
-    """Removes the manifest of a file that is about to be replaced, so that no moment has a wrong pair."""
+    """Removes what belongs to a file that is about to be replaced, so that no moment has a wrong pair."""
     with contextlib.suppress(OSError):
-        file.with_name(f"{file.name}.manifest.json").unlink(missing_ok=True)
+        manifest_path(file).unlink(missing_ok=True)
+        calibration_path(file).unlink(missing_ok=True)

@@ -6,8 +6,11 @@ flatbuffer drop them silently. Here they are moved inside first, aligned to the 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import copy
+from collections.abc import Mapping, Sequence
 from typing import Any
+
+from numpy.typing import NDArray
 
 from edge_seg.errors import InputError, MissingHere
 
@@ -67,6 +70,59 @@ def with_metadata(data: bytes, buffers: Mapping[str, bytes]) -> bytes:
         model.buffers.append(buffer)
         model.metadata.append(entry)
     return _pack(model)
+
+
+class Editor:
+    """A .tflite opened for changes of constants and for cutting off its end; the file itself stays as it is.
+
+    Args:
+        data: A whole .tflite.
+    """
+
+    def __init__(self, data: bytes) -> None:
+        self._model = _unpack(data)
+        self._main: Any = self._model.subgraphs[0]
+
+    def set_operand(self, op: int, place: int, values: NDArray[Any]) -> None:
+        """Gives one operator another constant; operators that share it keep the old one.
+
+        Args:
+            op: Index of the operator.
+            place: Place of the constant among its inputs.
+            values: New values, of the shape and dtype of the old ones.
+        """
+        operator = self._main.operators[op]
+        index = int(operator.inputs[place])
+        tensor = self._main.tensors[index]
+        readers = sum(list(o.inputs).count(index) for o in self._main.operators)
+        owners = sum(t.buffer == tensor.buffer for t in self._main.tensors)
+        if readers > 1 or owners > 1:
+            tensor = copy.copy(tensor)
+            tensor.name = f"{_text(tensor.name)};arith.copy_{op}".encode()
+            tensor.buffer = len(self._model.buffers)
+            self._model.buffers.append(_tool().BufferT())
+            operator.inputs[place] = len(self._main.tensors)
+            self._main.tensors.append(tensor)
+        buffer = self._model.buffers[tensor.buffer]
+        buffer.data, buffer.offset, buffer.size = values.tobytes(), 0, 0
+
+    def packed(self) -> bytes:
+        """Returns the changed file."""
+        buffers = self._model.buffers
+        data = _pack(self._model)
+        self._model.buffers = buffers
+        return data
+
+    def head(self, ops: int, outputs: Sequence[int]) -> bytes:
+        """Returns a file with the first `ops` operators only, which gives the tensors `outputs`; no signature."""
+        main, signatures = self._main, self._model.signatureDefs
+        kept = main.operators, main.outputs
+        main.operators, main.outputs, self._model.signatureDefs = kept[0][:ops], list(outputs), []
+        try:
+            return self.packed()
+        finally:
+            main.operators, main.outputs = kept
+            self._model.signatureDefs = signatures
 
 
 def _text(name: bytes | str | None) -> str:

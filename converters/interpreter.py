@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import importlib
 import importlib.metadata
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -205,6 +206,40 @@ def _runtime() -> tuple[Any, dict[str, str]]:
         "No TFLite runtime is installed here.",
         expected=" or ".join(p for _, p in _RUNTIMES),
         todo="pip install ai-edge-litert==2.3.0",
+    )
+
+
+def plain_interpreter(content: bytes, *, threads: int = 1, keep_all: bool = False, kernels: Kernels = "xnnpack") -> Any:
+    """Returns a prepared interpreter of a .tflite held in memory.
+
+    Args:
+        content: The whole file.
+        threads: CPU threads.
+        keep_all: Whether every intermediate tensor stays readable; each operator is then a delegate's piece of its
+            own, with the same kernels.
+        kernels: Kernels that run it.
+
+    Raises:
+        ArtifactError: The runtime cannot run it.
+        MissingHere: No TFLite runtime is installed.
+    """
+    module, _ = _runtime()
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # that all tensors are kept costs memory: known and wanted
+            interpreter = _in_memory(module, content, threads, keep_all, _RESOLVERS[kernels])
+        interpreter.allocate_tensors()
+    except (ValueError, RuntimeError) as error:
+        raise _refused(Path("(in memory)"), error) from error
+    return interpreter
+
+
+def _in_memory(module: Any, content: bytes, threads: int, keep_all: bool, resolver: str) -> Any:
+    return module.Interpreter(
+        model_content=content,
+        num_threads=threads,
+        experimental_preserve_all_tensors=keep_all,
+        experimental_op_resolver_type=getattr(module.OpResolverType, resolver),
     )
 
 

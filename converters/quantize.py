@@ -1,96 +1,67 @@
-"""Float TFLite file -> fp16, dynamic int8 or static int8. The only file that uses ai-edge-quantizer."""
+"""Float TFLite file -> fp16, dynamic int8, or integers on given grids. The only file with ai-edge-quantizer."""
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+import re
+from collections.abc import Callable, Mapping
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
 from edge_seg.contract import Contract
-from edge_seg.converters.flatbuffer import Graph
+from edge_seg.converters.graph import Graph
 from edge_seg.converters.quiet import quiet_tools
-from edge_seg.errors import DataError, InputError, MissingHere, nearest
-
-Images = Sequence[NDArray[np.uint8]]
-INPUT_RANGE = (
-    0.0,
-    255.0,
-)  # forced, so that the int8 input is scale 1, zero point -128: the app writes byte - 128
+from edge_seg.converters.ranges import tool_ranges
+from edge_seg.converters.recipe import Recipe
+from edge_seg.errors import InputError, MissingHere
+from edge_seg.schemes import Grid
 
 
-def quantized(data: bytes, graph: Graph, contract: Contract, *, scheme: str, calibration: Images | None) -> bytes:
-    """Quantises a float32 .tflite.
+def on_grids(data: bytes, graph: Graph, contract: Contract, recipe: Recipe, grids: Mapping[int, Grid]) -> bytes:
+    """Quantises layers to the precisions of a recipe, on grids that are chosen already.
+
+    The input is int8 wherever a layer that reads it is an integer one, so that an app writes `byte - 128` also into
+    an int16 network. Outputs have the precision of the layers that write them, float where those differ.
 
     Args:
         data: The float file.
-        graph: What `data` contains.
-        contract: Names of input and outputs.
-        scheme: "fp16", "w8_dynamic" or "w8a8".
-        calibration: Letterboxed pictures, uint8 [H, W, 3], for "w8a8"; others ignore it.
+        graph: What it contains.
+        contract: Name of the network, for messages.
+        recipe: Precision of every layer.
+        grids: Of the input and of every activation, by tensor index.
 
     Returns:
         The quantised file, its constants still outside the flatbuffer.
 
     Raises:
-        InputError: Unknown scheme, no calibration where it is needed, or a network the tool refuses.
+        ConfigError: A rule names no layer.
+        InputError: The tool refuses the network.
         MissingHere: ai-edge-quantizer is not installed.
     """
-    if scheme not in _RECIPES:
-        raise InputError(f"There is no scheme {scheme!r}.", got=scheme, todo=nearest(scheme, list(_RECIPES)))
+    precisions = recipe.precisions(graph)
+
+    def run(tool: Any) -> bytes:
+        quantizer = tool.quantizer.Quantizer(data)
+        _configure(tool, quantizer, graph, recipe, precisions)
+        return _finished(quantizer, tool_ranges(graph, grids))
+
+    return _guarded(run, "integers", contract)
+
+
+def cast(data: bytes, contract: Contract, *, scheme: str) -> bytes:
+    """Makes fp16 or w8_dynamic of a float file; raises as `on_grids`."""
+    return _guarded(lambda tool: _CASTS[scheme](tool, data), scheme, contract)
+
+
+def _guarded(run: Callable[[Any], bytes], what: str, contract: Contract) -> bytes:
+    tool = _tool()
     try:
         with quiet_tools("ai-edge-quantizer"):
-            return _RECIPES[scheme](data, graph, contract, calibration)
+            return run(tool)
     except (RuntimeError, ValueError, KeyError, NotImplementedError) as error:
         raise InputError(
-            f"ai-edge-quantizer cannot make {scheme} of {contract.model.name!r}.",
+            f"ai-edge-quantizer cannot make {what} of {contract.model.name!r}.",
             got=f"{type(error).__name__}: {str(error)[:300]}",
             todo="choose another scheme, or rewrite the operator it names",
         ) from error
-
-
-def calibration_images(images: Iterable[NDArray[np.uint8]] | None, contract: Contract) -> Images | None:
-    """Checks pictures for calibration.
-
-    Args:
-        images: Letterboxed pictures, uint8 [H, W, 3], or None.
-        contract: Says which size they must have.
-
-    Raises:
-        DataError: There are none, or one has another shape or dtype.
-    """
-    if images is None:
-        return None
-    checked = list(images)
-    wanted = tuple(contract.input.shape[1:])
-    for place, image in enumerate(checked):
-        if image.shape != wanted or image.dtype != np.uint8:
-            raise DataError(
-                f"Calibration picture {place} does not fit the network's input.",
-                expected=f"uint8 {list(wanted)}",
-                got=f"{image.dtype} {list(image.shape)}",
-            )
-    if not checked:
-        raise DataError("There are no calibration pictures.", expected="at least one; 64 or more is usual")
-    return checked
-
-
-class _Samples(Sequence[dict[str, NDArray[np.float32]]]):
-    """Samples, made one at a time. The tool walks them twice: a generator would come out empty."""
-
-    def __init__(self, images: Images, name: str) -> None:
-        self.images, self.name = images, name
-
-    def __len__(self) -> int:
-        return len(self.images)
-
-    def __getitem__(self, place: Any) -> Any:
-        return {self.name: self.images[place][None].astype(np.float32)}
-
-    def __iter__(self) -> Iterator[dict[str, NDArray[np.float32]]]:
-        return (self[i] for i in range(len(self)))
 
 
 def _tool() -> Any:
@@ -109,8 +80,54 @@ def _finished(quantizer: Any, ranges: Any = None) -> bytes:
     return bytes(result.quantized_model)
 
 
-def _fp16(data: bytes, graph: Graph, contract: Contract, calibration: Images | None) -> bytes:
-    tool = _tool()
+def _configure(tool: Any, quantizer: Any, graph: Graph, recipe: Recipe, precisions: tuple[str, ...]) -> None:
+    """Writes a recipe in the tool's terms: its scopes are patterns of output tensor names, and the last one wins."""
+    every = tool.qtyping.TFLOperationName
+    _ADDERS[recipe.default](quantizer, ".*", every.ALL_SUPPORTED)
+    for op, precision in zip(graph.ops, precisions, strict=True):
+        if precision != recipe.default:
+            scope = re.escape(graph.tensors[op.outputs[0]].name)
+            # what the new precision does not know must not keep the default's
+            _ADDERS["float"](quantizer, f"^{scope}", every.ALL_SUPPORTED)
+            _ADDERS[precision](quantizer, f"^(?:{scope})", every.ALL_SUPPORTED)
+    for boundary, precision in zip((every.INPUT, every.OUTPUT), _boundaries(graph, precisions), strict=True):
+        _ADDERS[precision](quantizer, "^.*", boundary)
+
+
+def _boundaries(graph: Graph, precisions: tuple[str, ...]) -> tuple[str, str]:
+    """Returns the precisions of the file's input and of its outputs."""
+    integer = {"int8", "int16"}
+    reads = {p for op, p in zip(graph.ops, precisions, strict=True) if set(op.inputs) & set(graph.inputs)}
+    writes = {p for op, p in zip(graph.ops, precisions, strict=True) if set(op.outputs) & set(graph.outputs)}
+    one = writes.pop() if len(writes) == 1 else "float"
+    return ("int8" if reads & integer else "float"), (one if one in integer else "float")
+
+
+def _float(quantizer: Any, regex: str, operation: Any) -> None:
+    quantizer.update_quantization_recipe(regex, operation, algorithm_key="no_quantize")
+
+
+def _int8(quantizer: Any, regex: str, operation: Any) -> None:
+    quantizer.add_static_config(regex, operation, activation_num_bits=8, weight_num_bits=8)
+
+
+def _int16(quantizer: Any, regex: str, operation: Any) -> None:
+    quantizer.add_static_config(regex, operation, activation_num_bits=16, weight_num_bits=8)
+
+
+def _dynamic(quantizer: Any, regex: str, operation: Any) -> None:
+    quantizer.add_dynamic_config(regex, operation, num_bits=8)
+
+
+_ADDERS: dict[str, Callable[[Any, str, Any], None]] = {
+    "float": _float,
+    "int8": _int8,
+    "int16": _int16,
+    "dynamic": _dynamic,
+}
+
+
+def _fp16(tool: Any, data: bytes) -> bytes:
     types = tool.qtyping
     quantizer = tool.quantizer.Quantizer(data)
     weights = types.TensorQuantizationConfig(num_bits=16, dtype=types.TensorDataType.FLOAT)
@@ -127,30 +144,8 @@ def _fp16(data: bytes, graph: Graph, contract: Contract, calibration: Images | N
     return _finished(quantizer)
 
 
-def _w8_dynamic(data: bytes, graph: Graph, contract: Contract, calibration: Images | None) -> bytes:
-    tool = _tool()
+def _w8_dynamic(tool: Any, data: bytes) -> bytes:
     return _finished(tool.quantizer.Quantizer(data, tool.recipe.dynamic_wi8_afp32()))
 
 
-def _w8a8(data: bytes, graph: Graph, contract: Contract, calibration: Images | None) -> bytes:
-    if not calibration:
-        raise InputError(
-            "The scheme w8a8 needs calibration pictures.",
-            expected="--calibration DATA",
-            got="none",
-            todo="give a data set, or choose w8_dynamic, which needs none",
-        )
-    tool = _tool()
-    quantizer = tool.quantizer.Quantizer(data, tool.recipe.static_wi8_ai8())
-    samples = {graph.signatures[0].key: _Samples(calibration, contract.input.name)}
-    ranges = quantizer.calibrate(samples, num_threads=os.cpu_count() or 1)
-    ranges[graph.tensors[graph.inputs[0]].name] = {
-        "min": np.full((1, 1, 1, 1), INPUT_RANGE[0], np.float32),
-        "max": np.full((1, 1, 1, 1), INPUT_RANGE[1], np.float32),
-    }
-    return _finished(quantizer, ranges)
-
-
-_Recipe = Callable[[bytes, Graph, Contract, Images | None], bytes]
-_RECIPES: dict[str, _Recipe] = {"fp16": _fp16, "w8_dynamic": _w8_dynamic, "w8a8": _w8a8}
-NEEDS_CALIBRATION = frozenset({"w8a8"})
+_CASTS: dict[str, Callable[[Any, bytes], bytes]] = {"fp16": _fp16, "w8_dynamic": _w8_dynamic}

@@ -17,6 +17,8 @@ from edge_seg.contract import OutputTensor
 from edge_seg.converters.exported import Exported, Reference, open_exported, read_reference
 from edge_seg.converters.interpreter import Kernels, TfliteRunner
 from edge_seg.converters.program import program_runner
+from edge_seg.converters.trained_numbers import TrainedNumbers
+from edge_seg.converters.verify_integers import IntegerChecks, MirrorParity
 from edge_seg.errors import ArtifactError
 
 if TYPE_CHECKING:
@@ -110,7 +112,8 @@ class VerifyReport:
     """The result of `verify`.
 
     Attributes:
-        passed: Whether every output is within the tolerance of its scheme.
+        passed: Whether every output is within the tolerance of its scheme; of a file trained quantisation-aware also
+            whether its numbers are the trained ones and it equals the integer mirror.
         file: The converted file.
         sha256: Its hash.
         scheme: Its scheme.
@@ -121,6 +124,8 @@ class VerifyReport:
         runtime: Name and version of the runtime; of a GPU also adapter, its kind, precision and driver.
         tolerance: What was allowed.
         outputs: One entry per output.
+        trained_numbers: Grids, weights and biases against the program; None unless trained quantisation-aware.
+        integer_mirror: Outputs against the integer mirror; None for schemes without int8 activations.
     """
 
     passed: bool
@@ -134,6 +139,8 @@ class VerifyReport:
     runtime: Mapping[str, str]
     tolerance: Tolerance
     outputs: tuple[OutputParity, ...]
+    trained_numbers: TrainedNumbers | None = None
+    integer_mirror: MirrorParity | None = None
 
     def to_json(self) -> dict[str, Any]:
         """Returns the report as plain JSON types; infinite ratios become null."""
@@ -155,7 +162,7 @@ class VerifyReport:
             figures = f"max {o.max_of_range:.1e} of range{floor}, {o.snr_db:.1f} dB, cosine {o.cosine:.6f}{steps}"
             figures += ", FITS BETTER WHEN MOVED BY ONE CELL" if o.displaced else ""
             lines.append(f"  {'ok  ' if o.passed else 'FAIL'} {o.name}: {figures}")
-        return "\n".join(lines)
+        return "\n".join(lines + [part.text() for part in (self.trained_numbers, self.integer_mirror) if part])
 
 
 def verify(
@@ -168,6 +175,10 @@ def verify(
     threads: int = 1,
 ) -> VerifyReport:
     """Compares a converted file with the exported network it was made from.
+
+    An int8 file is held to a signal-to-noise ratio against the float program: a deep one cannot be within one step
+    of it, since a sum that rounds the other way avalanches over the layers. That a file trained quantisation-aware
+    is the trained network, bit for bit, is proved apart: by its numbers and by the integer mirror.
 
     Args:
         file: `NAME_SCHEME.tflite`.
@@ -184,7 +195,8 @@ def verify(
     Raises:
         InputError: A path does not exist, or a picture has another size.
         ArtifactError: A file is broken, or `file` was not made from `against`.
-        MissingHere: No TFLite runtime; no torch, where `images` are given; no Vulkan implementation for "gpu".
+        MissingHere: No TFLite runtime; no torch, where `images` are given or the scheme is qat_w8a8; no Vulkan
+            implementation for "gpu".
     """
     exported = open_exported(against)
     with _opened(file, kernels, precision, threads) as runner:
@@ -211,6 +223,7 @@ def _tolerance(scheme: str, runtime: Mapping[str, str]) -> Tolerance:
 def _compare(runner: Runner, exported: Exported, images: Sequence[NDArray[np.uint8]], kernels: Engine) -> VerifyReport:
     _check_origin(runner, exported)
     reference = read_reference(exported)
+    integers = IntegerChecks(runner.graph, runner.contract, exported, kernels)
     tallies = {o.name: _Tally(o, reference.float32_error_of_range[o.name]) for o in runner.contract.outputs}
     counts = [0, 0]
     for place, picture, wanted in _pairs(exported, reference, images):
@@ -219,10 +232,11 @@ def _compare(runner: Runner, exported: Exported, images: Sequence[NDArray[np.uin
         raw = runner.raw_outputs()
         for name, tally in tallies.items():
             tally.add(wanted[name], found[name], raw[name])
+        integers.add(picture, raw)
     tolerance = _tolerance(runner.contract.model.scheme, runner.runtime)
     outputs = tuple(t.result(tolerance) for t in tallies.values())
     return VerifyReport(
-        passed=all(o.passed for o in outputs),
+        passed=all(o.passed for o in outputs) and integers.passed(),
         file=str(runner.path),
         sha256=sha256_of(runner.path),
         scheme=runner.contract.model.scheme,
@@ -233,6 +247,8 @@ def _compare(runner: Runner, exported: Exported, images: Sequence[NDArray[np.uin
         runtime=runner.runtime,
         tolerance=tolerance,
         outputs=outputs,
+        trained_numbers=integers.numbers,
+        integer_mirror=integers.mirror(),
     )
 
 

@@ -6,16 +6,18 @@ import json
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import click
 
 from edge_seg import __version__
+from edge_seg.cli_convert import convert_options, run_convert
+from edge_seg.cli_mixed import run_sensitivity, sensitivity_options
+from edge_seg.cli_verify import run_verify, verify_options
 from edge_seg.errors import CheckFailed, EdgeSegError, InputError
 
 Document = dict[str, Any] | list[Any]
 _FILE = click.Path(path_type=Path)
-SCHEMES = ("fp32", "fp16", "w8_dynamic", "w8a8")
 
 
 def _emit(document: Document, text: str, as_json: bool) -> None:
@@ -82,6 +84,25 @@ def models(name: str | None, num_classes: int, input_px: int, as_json: bool) -> 
 @_json_option
 def train(config: Path, overrides: tuple[str, ...], out: Path, resume: bool, as_json: bool) -> None:
     """Train. Example: edge-seg train edge_seg/configs/quickstart_synthetic.toml optim.lr=0.001 --out runs/a."""
+    _train(config, overrides, out, resume=resume, as_json=as_json)
+
+
+@cli.command()
+@click.argument("config", type=_FILE)
+@click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
+@click.option("--from", "start", type=_FILE, required=True, help="Checkpoint of the float network.")
+@click.option("--out", type=_FILE, required=True, help="Folder of the run.")
+@click.option("--resume", is_flag=True, help="Go on from the state in --out.")
+@_json_option
+def qat(config: Path, overrides: tuple[str, ...], start: Path, out: Path, resume: bool, as_json: bool) -> None:
+    """Retrain on int8 grids. Example: edge-seg qat C.toml optim.lr=1e-4 --from runs/a/model.safetensors --out runs/q.
+
+    The result converts with --scheme qat_w8a8: scales, zero points, weights and biases arrive as they were trained.
+    """
+    _train(config, (*overrides, f"qat.start={start}"), out, resume=resume, as_json=as_json)
+
+
+def _train(config: Path, overrides: tuple[str, ...], out: Path, *, resume: bool, as_json: bool) -> None:
     from edge_seg.training.loop import train as run
     from edge_seg.training.settings import load_settings
 
@@ -114,81 +135,48 @@ def export(checkpoint: Path, out: Path, fold: bool, split_7x7: bool, as_json: bo
 
 @cli.command()
 @click.argument("source", type=_FILE)
-@click.option("--scheme", "schemes", multiple=True, default=("fp32",), show_default=True, help=" | ".join(SCHEMES))
-@click.option("--route", default="litert", show_default=True)
-@click.option("--calibration", help="DATA whose train split calibrates w8a8.")
-@click.option("--calibration-images", default=64, show_default=True)
+@convert_options
 @click.option("--out", type=_FILE, required=True)
 @_split_option
 @_json_option
-def convert(
-    source: Path,
-    schemes: tuple[str, ...],
-    route: str,
-    calibration: str | None,
-    calibration_images: int,
-    out: Path,
-    split_7x7: bool,
-    as_json: bool,
-) -> None:
+def convert(source: Path, out: Path, split_7x7: bool, as_json: bool, **options: Any) -> None:
     """Convert to TFLite. Example: edge-seg convert runs/a/model.safetensors --scheme w8a8 --calibration DIR --out t.
 
-    SOURCE is an exported folder or a checkpoint, which is exported first.
+    SOURCE is an exported folder or a checkpoint, which is exported first. Calibrated schemes leave
+    NAME_SCHEME.calibration.json beside the file.
     """
-    from edge_seg.steps import convert_source
+    document, text = run_convert(source, out, split_7x7=split_7x7, options=options)
+    _emit(document, text, as_json)
 
-    done = convert_source(
-        source,
-        schemes,
-        out,
-        route=route,
-        calibration=calibration,
-        calibration_images=calibration_images,
-        split_7x7=split_7x7,
-    )
-    rows = [c.to_json() for c in done]
-    text = "\n".join(f"{c.file}  {c.size_bytes / 1e6:.2f} MB  {c.seconds:.1f} s" for c in done)
-    _emit(rows[0] if len(rows) == 1 else rows, text, as_json)
+
+@cli.command()
+@click.argument("model", type=_FILE)
+@sensitivity_options
+@_json_option
+def sensitivity(model: Path, as_json: bool, **options: Any) -> None:
+    """Rank layers by what they lose in int8. Example: edge-seg sensitivity t/a_fp32.tflite --data DIR --worst 10.
+
+    MODEL is an exported folder, a checkpoint or an fp32 .tflite.
+    """
+    document, text = run_sensitivity(model, options)
+    _emit(document, text, as_json)
 
 
 @cli.command()
 @click.argument("file", type=_FILE)
-@click.option(
-    "--against", type=_FILE, required=True, help="Exported folder the file was made from, or another .tflite from it."
-)
-@click.option("--image", "images", type=_FILE, multiple=True, help="Also compare on this picture.")
-@click.option("--second-interpreter", is_flag=True, help="Run the .tflite given by --against in tflite-runtime 2.14.")
-@click.option("--kernels", type=click.Choice(["xnnpack", "reference", "gpu"]), default="xnnpack", show_default=True)
-@click.option("--precision", type=click.Choice(["fp32", "fp16"]), default="fp32", show_default=True, help="Of the GPU.")
+@verify_options
 @_json_option
-def verify(
-    file: Path,
-    against: Path,
-    images: tuple[Path, ...],
-    second_interpreter: bool,
-    kernels: Literal["xnnpack", "reference", "gpu"],
-    precision: Literal["fp32", "fp16"],
-    as_json: bool,
-) -> None:
-    """Compare a file's outputs with PyTorch's. Example: edge-seg verify t/a_fp16.tflite --against e.
+def verify(file: Path, against: Path, as_json: bool, **options: Any) -> None:
+    """Compare a file with PyTorch. Example: edge-seg verify t/a_w8a8.tflite --against e --layers --html layers.html.
 
-    Against another .tflite of the same network (other route, scheme or interpreter) it compares the two files.
-    --kernels gpu runs the file on LiteRT's GPU accelerator, over a GPU or a Vulkan driver in software.
+    --layers also compares every layer and names the first one that is not right by itself. Against another .tflite
+    of the same network (other route, scheme or interpreter) the two files are compared. --kernels gpu runs the file
+    on LiteRT's GPU accelerator, over a GPU or a Vulkan driver in software.
     """
-    from edge_seg.steps import compare_files, verify_file
-
-    if against.is_file():
-        agreement = compare_files(file, against, images, second_interpreter=second_interpreter)
-        _emit(agreement.to_json(), agreement.text(), as_json)
-        if not agreement.passed:
-            raise CheckFailed(f"{file} and {against} differ by more than their schemes allow.")
-        return
-    if second_interpreter:
-        raise InputError("Only a .tflite runs in a second interpreter.", expected="--against FILE", got=str(against))
-    report = verify_file(file, against, images, kernels=kernels, precision=precision)
-    _emit(report.to_json(), report.text(), as_json)
-    if not report.passed:
-        raise CheckFailed(f"{file.name} differs from PyTorch by more than its scheme allows.")
+    document, text, failed = run_verify(file, against, options)
+    _emit(document, text, as_json)
+    if failed is not None:
+        raise failed
 
 
 @cli.command()

@@ -21,8 +21,11 @@ from torch import Tensor, nn
 
 from edge_seg.artifact import atomic_path, sha256_of, write_arrays, write_bytes, write_manifest
 from edge_seg.contract import ClassInfo, Contract
+from edge_seg.errors import InputError
 from edge_seg.models.base import ExportGraph, Network
 from edge_seg.models.torch_runner import make_contract
+from edge_seg.quantization.integers import integer_form
+from edge_seg.quantization.prepare import is_prepared
 from edge_seg.training.checkpoint import load_checkpoint
 
 REFERENCE_SEED = 20260
@@ -113,7 +116,15 @@ def export_network(
 
 def _graph(network: Network, options: Mapping[str, bool]) -> ExportGraph:
     fold = options["fold"]
-    return network.export_graph(lazy_embedding=fold, fold_mask=fold, split_7x7=options["split_7x7"])
+    if is_prepared(network.body) and not (fold and options["split_7x7"]):
+        raise InputError(
+            f"{network.name} was retrained for its folded and split form.",
+            expected="an export with both rewrites",
+            got=f"fold {fold}, split_7x7 {options['split_7x7']}",
+            todo="export without --no-fold and --no-split-7x7",
+        )
+    graph = network.export_graph(lazy_embedding=fold, fold_mask=fold, split_7x7=options["split_7x7"])
+    return replace(graph, body=integer_form(graph.body))
 
 
 def _write(

@@ -1,7 +1,8 @@
 """The results block of the README, made from committed JSON: `python -m edge_seg.results_table README.md results`.
 
-Read are documents as `edge-seg evaluate --json` prints them, with a key `name` added, and lists of records as
-`edge-seg benchmark` writes them. No figure of the README is typed by hand.
+Read are documents as `edge-seg evaluate --json` prints them, with a key `name` added, lists of records as
+`edge-seg benchmark` writes them, and what `edge_seg.ablation`, `edge_seg.network_speed` and `edge_seg.training_speed`
+write. No figure of the README is typed by hand.
 """
 
 from __future__ import annotations
@@ -31,21 +32,25 @@ def results_markdown(folder: Path) -> str:
     """
     evaluations: list[Mapping[str, Any]] = []
     records: list[Mapping[str, Any]] = []
+    training: list[Mapping[str, Any]] = []
     for path in sorted(folder.glob("*.json")):
         document = read_json(path, "result")
         if isinstance(document, list) and all(_has(row, "median_ms", "profile", "kind") for row in document):
             records += document
         elif _has(document, "name", "pq", "images", "data"):
             evaluations.append(document)
+        elif _has(document, "processes", "batch_size"):
+            training.append(document)
         else:
             raise InputError(
                 f"{path} is not a result.",
-                expected="an evaluation with a name, or a list of benchmark records",
+                expected="an evaluation with a name, a list of benchmark records, or a training speed",
                 got=", ".join(document)[:80] if isinstance(document, dict) else type(document).__name__,
                 todo="write it with `edge-seg evaluate --json` or `edge-seg benchmark`",
             )
     speeds = [read_json(path, "speed run") for path in sorted((folder / "speed").glob("*.json"))]
-    return "\n\n".join([*_accuracy(evaluations), *_latency(records), *_speed(speeds)]) or NOTHING
+    sections = (_accuracy(evaluations), _ablation(folder / "ablation"), _latency(records), _speed(speeds))
+    return "\n\n".join([text for section in (*sections, _training(training)) for text in section]) or NOTHING
 
 
 def replace_block(text: str, block: str) -> str:
@@ -94,6 +99,15 @@ def _evaluation_row(evaluation: Mapping[str, Any]) -> list[str]:
     return [str(evaluation["name"]), f"`{evaluation.get('scheme', '')}`", *scores, f"`{sha256}`"]
 
 
+def _ablation(folder: Path) -> list[str]:
+    """The comparison of choices, from its documents; NumPy is imported for it alone."""
+    if not any(folder.glob("*.json")):
+        return []
+    from edge_seg import ablation_table
+
+    return [ablation_table.markdown(ablation_table.table(ablation_table.read_documents(folder)))]
+
+
 def _latency(records: Sequence[Mapping[str, Any]]) -> list[str]:
     """One table per device and runtime; a record that broke its protocol says so."""
     tables = []
@@ -131,6 +145,9 @@ def _speed(runs: Sequence[Mapping[str, Any]]) -> list[str]:
     """One table per interleaved run of `edge_seg.network_speed`; a median that missed its interval says so."""
     tables = []
     for run in runs:
+        if run.get("what") == "decoder":
+            tables += _decoder(run)
+            continue
         cpu, threads = run["device"].get("cpu") or "an unnamed CPU", run["threads"]
         tables.append(
             f"**Speed** with random weights, all files in turns, {threads} thread, {cpu} (`{run['command']}`). Ratios "
@@ -153,6 +170,62 @@ def _speed_row(row: Mapping[str, Any]) -> list[str]:
         *ratios,
         _number(row["share_of_3x3"], 2),
     ]
+
+
+def _decoder(run: Mapping[str, Any]) -> list[str]:
+    """A table of `edge_seg.decoder_speed`: the decoder beside the straightforward merge."""
+    cpu = run["device"].get("cpu") or "an unnamed CPU"
+    priority = ", real-time priority" if run["real_time_priority"] else ""
+    columns = ("input px", "proposals", "segments", "median ms", "straightforward ms", "ratio")
+    return [
+        f"**Decoder** of MaskConver from raw arrays to id map and segments at network size, on {run['source']}, in "
+        f"turns with the straightforward merge, {run['threads']} thread{priority}, {cpu} (`{run['command']}`).",
+        _table(columns, [_decoder_row(row) for row in run["rows"]]),
+    ]
+
+
+def _decoder_row(row: Mapping[str, Any]) -> list[str]:
+    ratio_low, ratio, ratio_high = row["ratio"]
+    medians = []
+    for timing in (row["fast"], row["straightforward"]):
+        low, high = timing["ci95_median_ms"]
+        missed = "" if timing["interval_met"] else ", wider than asked"
+        medians.append(f"{timing['median_ms']:.2f} [{low:.2f}, {high:.2f}]{missed}")
+    return [
+        str(row["input_px"]),
+        str(row["proposals"]),
+        _number(row["segments_mean"], 1),
+        *medians,
+        f"{ratio:.3f} [{ratio_low:.3f}, {ratio_high:.3f}]",
+    ]
+
+
+def _training(runs: Sequence[Mapping[str, Any]]) -> list[str]:
+    """One table per training speed: pictures per second and where the time goes, per number of processes."""
+    tables = []
+    for run in runs:
+        cpu = run["device"].get("cpu") or "an unnamed CPU"
+        tables.append(
+            f"**Training speed** of `{run['network']}`, batch {run['batch_size']} over all processes, {run['cores']} "
+            f"cores, {cpu} (`{run['command']}`); decoded pictures in memory. Shares of the time in percent; exchange "
+            f"includes waiting for the other process."
+        )
+        shares = list(run["processes"][0]["share"])
+        columns = (
+            "processes",
+            "threads each",
+            "pictures per s",
+            "of each round",
+            *(s.replace("_", " ") for s in shares),
+        )
+        tables.append(_table(columns, [_training_row(row) for row in run["processes"]]))
+    return tables
+
+
+def _training_row(row: Mapping[str, Any]) -> list[str]:
+    rounds = " / ".join(_number(rate, 2) for rate in row["images_per_s_of_rounds"])
+    shares = [_number(100 * share, 1) for share in row["share"].values()]
+    return [str(row["count"]), str(row["threads"]), _number(row["images_per_s"], 2), rounds, *shares]
 
 
 def _number(value: float | None, digits: int) -> str:

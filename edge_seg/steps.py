@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from edge_seg.benchmarks.result import Record
     from edge_seg.converters.compare_routes import AgreementReport
     from edge_seg.converters.convert import Converted
+    from edge_seg.converters.layers_report import LayersReport
+    from edge_seg.converters.post_training import PtqSettings
     from edge_seg.converters.verify import VerifyReport
 
 Split = Literal["train", "val"]
@@ -42,6 +44,31 @@ def letterboxed(contract: Contract, images: Sequence[NDArray[np.uint8]]) -> list
     return [letterbox_image(image, contract.input_wh_px, fill)[0] for image in images]
 
 
+def exported_folder(source: Path, out: Path, *, split_7x7: bool = True) -> Path:
+    """Returns an exported folder: the source itself, or what a checkpoint is exported to, beside the results.
+
+    Args:
+        source: Exported folder or checkpoint.
+        out: Folder of the results.
+        split_7x7: Whether the export of a checkpoint splits 7x7 depthwise convolutions (see `edge_seg.export`).
+
+    Raises:
+        InputError: `split_7x7` is off for a folder, which is split or not since its export.
+    """
+    if source.is_file():
+        from edge_seg.export import export
+
+        return export(source, out / "exported", split_7x7=split_7x7).folder
+    if source.is_dir() and not split_7x7:
+        raise InputError(
+            "The 7x7 convolutions of an exported folder cannot be joined again.",
+            expected="a checkpoint",
+            got=str(source),
+            todo="export again with --no-split-7x7, or convert the checkpoint",
+        )
+    return source
+
+
 def convert_source(
     source: Path,
     schemes: Sequence[str],
@@ -51,6 +78,7 @@ def convert_source(
     calibration: str | None = None,
     calibration_images: int = 64,
     split_7x7: bool = True,
+    settings: PtqSettings | None = None,
 ) -> list[Converted]:
     """Converts an exported folder or a checkpoint to one file per scheme.
 
@@ -61,30 +89,20 @@ def convert_source(
         route: Converter.
         calibration: DATA argument whose train split calibrates static schemes.
         calibration_images: Pictures used for it.
-        split_7x7: Whether the export of a checkpoint splits 7x7 depthwise convolutions (see `edge_seg.export`).
+        split_7x7: As in `exported_folder`.
+        settings: Ranges, corrections and the recipe of calibrated schemes.
 
     Raises:
-        InputError: `split_7x7` is off for a folder, which is split or not since its export.
         EdgeSegError: Anything is missing or broken; finished files are kept.
     """
     from edge_seg.converters.convert import convert_many
 
-    if source.is_file():
-        from edge_seg.export import export
-
-        source = export(source, out / "exported", split_7x7=split_7x7).folder
-    elif source.is_dir() and not split_7x7:
-        raise InputError(
-            "The 7x7 convolutions of an exported folder cannot be joined again.",
-            expected="a checkpoint",
-            got=str(source),
-            todo="export again with --no-split-7x7, or convert the checkpoint",
-        )
+    folder = exported_folder(source, out, split_7x7=split_7x7)
     samples = None
     if calibration is not None:
-        contract = Contract.load(source / "contract.json")
+        contract = Contract.load(folder / "contract.json")
         samples = letterboxed(contract, pictures(calibration, calibration_images, "train"))
-    done: list[Converted] = convert_many(source, schemes, out=out, route=route, calibration=samples)
+    done: list[Converted] = convert_many(folder, schemes, out=out, route=route, calibration=samples, settings=settings)
     return done
 
 
@@ -110,6 +128,20 @@ def verify_file(
     contract = Contract.load(against / "contract.json")
     photos = letterboxed(contract, [read_image(p) for p in images])
     return verify(file, against, images=photos or None, kernels=kernels, precision=precision)
+
+
+def verify_layers_file(file: Path, against: Path, images: Sequence[Path] = ()) -> LayersReport:
+    """Compares every layer of a converted file with the exported folder it came from.
+
+    Args:
+        file: `.tflite`.
+        against: Exported folder.
+        images: Pictures to compare on besides the seeded reference inputs.
+    """
+    from edge_seg.converters.verify_layers import verify_layers
+
+    contract = Contract.load(against / "contract.json")
+    return verify_layers(file, against, letterboxed(contract, [read_image(p) for p in images]))
 
 
 def compare_files(

@@ -65,7 +65,8 @@ def test_weights_are_stored_in_the_dtype_the_scheme_promises():
         graph = read_graph(made.file)
         weights = [t for t in graph.tensors if t.constant and t.shape == (16, 4, 4, 3)]
         dtypes[scheme] = {t.dtype for t in weights}
-    assert dtypes == {"fp32": {"float32"}, "fp16": {"float16"}, "w8_dynamic": {"int8"}, "w8a8": {"int8"}}
+    int8 = {scheme: {"int8"} for scheme in ("w8_dynamic", "w8a8", "w8a16")}
+    assert dtypes == {"fp32": {"float32"}, "fp16": {"float16"}, **int8}
 
 
 def test_static_int8_is_integers_from_input_to_output():

@@ -70,7 +70,8 @@ def test_the_report_is_json_and_says_what_ran():
 def test_the_report_for_people_has_one_line_per_output():
     lines = verify(converted_files()["w8a8"].file, exported_folder()).text().splitlines()
     assert lines[0].startswith("passed: w8a8, 2 pictures")
-    assert [line.split()[1] for line in lines[1:]] == ["semantic:", "features:"]
+    assert [line.split()[1] for line in lines[1:3]] == ["semantic:", "features:"]
+    assert [line.split()[1:3] for line in lines[3:]] == [["integer", "mirror"]]
     assert "within 1 step" in lines[1]
 
 

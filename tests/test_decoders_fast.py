@@ -4,7 +4,6 @@ import numpy as np
 import pytest
 from decoders_scenes import class_coded
 from decoders_slow import constants, contract, named
-from decoders_straightforward import StraightforwardDecoder, enlarge, peaks_everywhere
 
 from edge_seg.data.source import open_dataset
 from edge_seg.data.synthetic import SyntheticScenes
@@ -13,6 +12,8 @@ from edge_seg.decoders.heat_peaks import peaks
 from edge_seg.decoders.maskconver import MaskConverDecoder, Proposals
 from edge_seg.decoders.square_grid import PairPixels, axis_runs, square_grid
 from edge_seg.decoders.square_merge import MAX_MASKS, MergeRules, merge
+from edge_seg.decoders.square_rivals import Corners, unbeaten
+from edge_seg.decoders.straightforward import StraightforwardDecoder, enlarge, peaks_everywhere
 from edge_seg.errors import InputError
 from edge_seg.letterbox import Letterbox
 
@@ -88,6 +89,40 @@ def test_random_outputs_and_options_decode_as_without_a_shortcut(seed):
     assert differing_px(fast, slow, raw, Letterbox(*image_wh, 64, 64)) <= 1
 
 
+@pytest.mark.parametrize("seed", range(30))
+def test_comparing_rivals_in_every_square_changes_nothing(seed, monkeypatch):
+    """Usually only crowded squares of large pictures are worth it."""
+    monkeypatch.setattr("edge_seg.decoders.square_merge._FEW", 1)
+    monkeypatch.setattr("edge_seg.decoders.square_merge._WORTHWHILE", -1)
+    rng = np.random.default_rng([12, seed])
+    params = {name: values[rng.integers(len(values))] for name, values in OPTIONS.items()}
+    k, box = constants(6, 4, rng), Letterbox(*IMAGES_WH[seed % len(IMAGES_WH)], 64, 64)
+    one = rng.normal(0, 1, 6)
+    embedding = one + rng.normal(0, 0.05, (8, 8, 6))  # masks that are nearly equal
+    raw = named(rng.normal(-1, 2, (8, 8, 4)), embedding, (1.0, 30.0)[seed % 2] * smooth(rng, 8, 6))
+    assert differing_px(*both(contract(**params), k), raw, box) <= 1
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_a_beaten_rival_wins_no_pixel_and_most_copies_are_beaten(seed):
+    rng = np.random.default_rng(seed)
+    masks, places = 6, 40
+    weight = rng.uniform(0.5, 1, masks).astype(np.float32)
+    if seed % 3 == 0:
+        weight[:] = 0.7
+    logit = (rng.normal(0, 4, (4, places, 1)) + rng.normal(0, 0.4, (1, places, masks))).astype(np.float32)
+    value = weight / (1 + np.exp(-logit))
+    place = np.arange(places).repeat(masks)
+    pairs = Corners(logit.reshape(4, -1), value.reshape(4, -1), np.tile(weight, places))
+    left = unbeaten(place, pairs, np.float32(1e-4))
+    y, x = np.meshgrid(np.linspace(0, 1, 33), np.linspace(0, 1, 33))
+    shares = np.stack([(1 - y) * (1 - x), (1 - y) * x, y * (1 - x), y * x]).reshape(4, -1)
+    pixels = weight[:, None] / (1 + np.exp(-np.einsum("cpk,ci->pki", logit, shares)))
+    winners = {(p, int(k)) for p in range(places) for k in np.unique(pixels[p].argmax(axis=0))}
+    assert winners <= {(int(i) // masks, int(i) % masks) for i in left}
+    assert len(left) < 0.5 * len(place)
+
+
 def test_the_random_cases_reject_reassign_and_leave_void():
     """Otherwise the comparison above would not look at these rules."""
     kept = proposed = void = changed = 0
@@ -122,18 +157,17 @@ def test_rounding_that_lifts_a_pixel_over_its_corners_is_allowed_for():
     """Masks a unit in the last place apart at every cell: interpolated, the lower one is no lower here and there."""
     grid = square_grid(Letterbox(90, 77, 64, 64), (8, 8), 8)
     squares, weight, turned = np.arange(grid.count), np.ones(2, np.float32), 0
-    valid = grid.valid(squares)[0] & grid.valid(squares)[1]
     for constant in np.linspace(-19.7, -9.3, 40, dtype=np.float32):
         masks = np.full((2, 8, 8), constant)
         masks[1] += np.random.default_rng(0).integers(1, 3, (8, 8)) * np.spacing(-constant)
         merged = merge(masks, weight, grid, RULES)
-        pixels = [PairPixels.of(masks, grid, np.full(grid.count, k), squares).rows(slice(None)) for k in (0, 1)]
-        first, second = (1 / (1 + np.exp(-x)) for x in pixels)
+        pixels = [PairPixels.of(grid.corners(maps, squares, 0 * squares), grid, squares) for maps in masks[..., None]]
+        first, second = (1 / (1 + np.exp(-x.rows(slice(None)))) for x in pixels)  # a repeated pixel is no number
         assert merged.visible_px.tolist() == [
-            int((valid & (first >= second)).sum()),
-            int((valid & (first < second)).sum()),
+            int((first >= second).sum()),
+            int((first < second).sum()),
         ]
-        turned += int((valid & (first >= second)).sum())
+        turned += int((first >= second).sum())
     assert turned > 0
 
 
@@ -214,10 +248,13 @@ def test_peaks_above_the_floor_are_those_of_the_whole_map(shape, quantised, sing
 @pytest.mark.parametrize(("pixels", "cells", "cells_per_px"), [(64, 8, 0.125), (5, 8, 1.6), (1, 1, 0.1), (90, 8, 0.07)])
 def test_runs_cover_every_pixel_once_and_hold_it_between_their_cells(pixels, cells, cells_per_px):
     axis = axis_runs(pixels, cells, cells_per_px)
-    assert axis.pixel.T[axis.valid.T].tolist() == list(range(pixels))
+    there = ~np.isnan(axis.share)
+    assert axis.pixel.T[there.T].tolist() == list(range(pixels))
+    assert (there.sum(axis=0) == axis.length_px).all()
+    assert there[-1].all()  # repetitions come first: what is written last stays
     assert axis.length_px.sum() == pixels
     place = np.clip((np.arange(pixels) + 0.5) * cells_per_px - 0.5, 0, cells - 1)
-    assert np.allclose(axis.low + axis.share, place[axis.pixel], atol=1e-6)
+    assert np.allclose((axis.low + axis.share)[there], place[axis.pixel][there], atol=1e-6)
     assert ((axis.high - axis.low) <= 1).all()
     assert (axis.high < cells).all()
 
@@ -228,13 +265,16 @@ def test_no_pixel_leaves_the_range_of_its_squares_corners(image_wh):
     box = Letterbox(*image_wh, 64, 64)
     grid = square_grid(box, (8, 8), 8)
     least, greatest = (
-        v.reshape(2, len(grid.rows.pair), -1).repeat(grid.rows.length_px, 1).repeat(grid.columns.length_px, 2)
-        for v in grid.corner_range(maps)
+        grid.at_corners(op, np.moveaxis(maps, 0, -1))
+        .T.reshape(2, len(grid.rows.pair), -1)
+        .repeat(grid.rows.length_px, 1)
+        .repeat(grid.columns.length_px, 2)
+        for op in (np.minimum, np.maximum)
     )
     pixels = enlarge(maps, box, 8)
     assert (pixels >= least - 1e-6).all()
     assert (pixels <= greatest + 1e-6).all()
-    assert grid.areas_px().sum() == image_wh[0] * image_wh[1]
+    assert grid.areas_px.sum() == image_wh[0] * image_wh[1]
 
 
 def test_more_masks_than_labels_are_refused():

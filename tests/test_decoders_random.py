@@ -9,7 +9,6 @@ import torch.nn.functional as F
 from decoders_slow import CLASSES, constants, contract, named, slow_decode, slow_enlarge
 
 from edge_seg.data.synthetic import SyntheticScenes
-from edge_seg.decoders.base import segment_boxes_px
 from edge_seg.decoders.maskconver import MaskConverDecoder
 from edge_seg.decoders.square_grid import PairPixels, square_grid
 from edge_seg.evaluation.panoptic_quality import PanopticQuality
@@ -74,10 +73,16 @@ def enlarge(logits, box, stride_px):
     """All pixels of all squares, put where they belong."""
     grid = square_grid(box, logits.shape[1:], stride_px)
     squares, image = np.arange(grid.count), np.full((len(logits), box.image_h_px, box.image_w_px), np.nan)
-    row, column = grid.runs(squares)
+    row, column = grid.runs
     for k in range(len(logits)):
-        pairs = PairPixels.of(logits, grid, np.full(grid.count, k), squares)
-        image[k, grid.rows.pixel[:, None, row], grid.columns.pixel[None, :, column]] = pairs.rows(slice(None))
+        corners = grid.corners(np.moveaxis(logits, 0, -1), squares, np.full(grid.count, k))
+        pixels = PairPixels.of(corners, grid, squares).rows(slice(None))
+        there = ~np.isnan(pixels)
+        y, x = (
+            np.broadcast_to(place, pixels.shape)[there]
+            for place in (grid.rows.pixel[:, None, row], grid.columns.pixel[None, :, column])
+        )
+        image[k, y, x] = pixels[there]
     return image
 
 
@@ -108,12 +113,6 @@ def test_enlarging_equals_a_pixel_by_pixel_interpolation(image_wh):
 def test_a_map_of_one_cell_is_constant():
     logits = np.array([[[3.0]]], np.float32)
     assert (enlarge(logits, Letterbox(5, 4, 8, 8), 8) == 3.0).all()
-
-
-def test_boxes_of_ids_are_tight_and_absent_ids_have_none():
-    ids = np.zeros((6, 9), np.int32)
-    ids[1:3, 4:9], ids[5, 0] = 1, 3
-    assert segment_boxes_px(ids, 3).tolist() == [[4, 1, 5, 2], [0, 0, 0, 0], [0, 5, 1, 1]]
 
 
 def oracle(sample, classes, stride_px):

@@ -25,15 +25,28 @@ ARROWS = {
     "layers": {"data", "decoders", "evaluation"},
     "backbones": {"data", "decoders", "evaluation", "layers"},
     "models": {"data", "decoders", "evaluation", "layers", "backbones"},
-    "training": {"data", "decoders", "evaluation", "layers", "backbones", "models"},
-    "quantization": {"data", "decoders", "evaluation", "layers", "backbones", "models", "training"},
+    "quantization": {"data", "decoders", "evaluation", "layers", "backbones", "models"},
+    "training": {"data", "decoders", "evaluation", "layers", "backbones", "models", "quantization"},
     "export": {"data", "decoders", "evaluation", "layers", "backbones", "models", "training", "quantization"},
     "configs": set(),
     "converters": {"decoders", "evaluation"},
     "benchmarks": {"decoders", "evaluation"},
 }
 # The command line and the modules that only it (and what it calls) imports: they may import everything.
-COMMANDS = {"cli", "__main__", "steps", "quickstart", "doctor", "model_file", "results_table", "network_speed"}
+COMMANDS = {
+    "cli",
+    "cli_convert",
+    "cli_verify",
+    "layers_page",
+    "__main__",
+    "steps",
+    "quickstart",
+    "doctor",
+    "model_file",
+    "results_table",
+}
+COMMANDS |= {"cli_mixed", "mixed", "mixed_budget", "mixed_choice"}
+COMMANDS |= {"network_speed", "decoder_speed", "training_speed", "ablation", "ablation_table", "stress"}
 # Layers that must not import these even inside a function.
 NEVER = {
     "converters": {"backbones", "layers", "models", "quantization", "training", "export"},

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
-from two_processes import STEPS, VARIANTS, finish, start
+from two_processes import START, STEPS, VARIANTS, finish, start, write_start
 
 from edge_seg.errors import ConfigError, EdgeSegError, InputError, MissingHere
 from edge_seg.training import distributed
@@ -37,6 +37,7 @@ def folder(tmp_path_factory):
 @pytest.fixture(scope="module")
 def pair(folder):
     """What two processes found, by rank, with all scenarios one after the other."""
+    write_start(folder / START)
     codes = finish(start("together", folder), PATIENCE_S)
     assert codes == [0, 0], errors(folder, 0) + errors(folder, 1)
     return [torch.load(folder / f"together_2_{rank}.pt") for rank in (0, 1)]
@@ -81,6 +82,20 @@ def test_two_processes_equal_one_in_float32_to_rounding(pair, alone):
         assert ((two - one).abs() / one).max() < bound
     relative, _ = distance(pair[0]["equal"]["frozen float32"]["network"], alone["equal"]["frozen float32"]["network"])
     assert relative < 1e-4
+
+
+@pytest.mark.slow
+def test_two_processes_retrain_like_one(pair, alone):
+    """Ranges are agreed on, so that the grids, which decide every rounding, are the same."""
+    two, one = pair[0]["retrained"], alone["retrained"]
+    assert one["losses"].shape == (STEPS, 5)
+    assert ((two["losses"] - one["losses"]).abs() / one["losses"]).max() < 1e-9
+    ranges = [k for k in one["network"] if k.endswith((".low", ".high"))]
+    assert len(ranges) > 150
+    assert distance({k: two["network"][k] for k in ranges}, {k: one["network"][k] for k in ranges})[0] < 1e-10
+    assert distance(two["network"], one["network"])[0] < 1e-8
+    other = pair[1]["retrained"]["network"]
+    assert not [k for k, v in two["network"].items() if not torch.equal(v, other[k])]
 
 
 @pytest.mark.slow

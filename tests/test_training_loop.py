@@ -16,7 +16,7 @@ from edge_seg.data.source import open_dataset
 from edge_seg.data.synthetic import SyntheticScenes
 from edge_seg.errors import ArtifactError, ConfigError, InputError
 from edge_seg.training import loop
-from edge_seg.training.checkpoint import build_network, load_checkpoint, load_state, save_state
+from edge_seg.training.checkpoint import build_network, load_checkpoint, load_state, save_checkpoint, save_state
 from edge_seg.training.loop import NotFinite, Trainer, same_experiment, train
 from edge_seg.training.settings import DataSettings, ModelSettings, OptimSettings, RunSettings, TrainSettings
 
@@ -128,6 +128,23 @@ def test_the_weights_really_moved_and_the_average_lags_behind(whole):
     key = "body.aspp.merge.bn.running_var"
     assert not torch.equal(saved.state_dict()[key], state["average"][key])
     assert torch.equal(state["network"][key], state["average"][key])
+
+
+def test_equal_weights_give_equal_files(whole, tmp_path):
+    """The header of a safetensors file comes in a random order; a hash must not."""
+    found = load_checkpoint(whole[1].checkpoint)
+    for name in range(6):
+        save_checkpoint(
+            tmp_path / f"{name}.safetensors",
+            found.network.state_dict(),
+            settings=found.settings,
+            classes=found.classes,
+            step=found.step,
+        )
+    assert len({(tmp_path / f"{name}.safetensors").read_bytes() for name in range(6)}) == 1
+    again = load_checkpoint(tmp_path / "0.safetensors")
+    assert (again.settings, again.classes, again.step) == (found.settings, found.classes, found.step)
+    assert not [k for k, v in again.network.state_dict().items() if not torch.equal(v, found.network.state_dict()[k])]
 
 
 @pytest.mark.parametrize("workers", [0, 2])

@@ -18,6 +18,7 @@ from edge_seg.training.distributed import World, started
 from edge_seg.training.settings import DataSettings, ModelSettings, OptimSettings, RunSettings, TrainSettings
 
 STEPS = 3
+START = "start.safetensors"
 
 
 def settings(run=None, **changes) -> TrainSettings:
@@ -83,6 +84,17 @@ VARIANTS = {
 }
 
 
+def write_start(path):
+    """Writes the float checkpoint that a retraining starts from."""
+    from edge_seg.data.source import open_dataset
+    from edge_seg.training.checkpoint import build_network, save_checkpoint
+
+    classes = open_dataset("synthetic:easy", split="train").classes
+    torch.manual_seed(1)
+    network = build_network(settings(), classes)
+    save_checkpoint(path, network.state_dict(), settings=settings(), classes=classes, step=0)
+
+
 def changes_of(variant):
     changes = dict(VARIANTS[variant])
     return {**changes, "optim": dataclasses.replace(settings().optim, **changes.get("optim", {}))}
@@ -98,6 +110,18 @@ def equal(world, folder):
                 name = f"{variant} {str(dtype).partition('.')[2]}"
                 done[name] = steps(world, folder / name, **changes_of(variant))
     return done
+
+
+def retrained(world, folder):
+    """Three steps on integer grids, in float64: ranges of the first two, distillation."""
+    from edge_seg.training.settings import QatSettings, checked
+
+    torch.set_default_dtype(torch.float64)
+    try:
+        qat = QatSettings(str(folder.parent / START), observe_steps=2, distill=0.1)
+        return steps(world, folder / "retrained", qat=qat, optim=checked(settings(qat=qat)).optim)
+    finally:
+        torch.set_default_dtype(torch.float32)
 
 
 def layers(world, folder):
@@ -306,7 +330,19 @@ def interrupted_evaluation(world, folder):
 
 
 # After each of these the processes are still in step, errors included: they left it together.
-TOGETHER = (equal, layers, holes, whole_run, uneven, poisoned, broken_data, other_settings, interrupted, resumed)
+TOGETHER = (
+    equal,
+    retrained,
+    layers,
+    holes,
+    whole_run,
+    uneven,
+    poisoned,
+    broken_data,
+    other_settings,
+    interrupted,
+    resumed,
+)
 TOGETHER += (interrupted_evaluation,)
 
 
@@ -317,7 +353,7 @@ def together(world, folder):
     done = {}
     for scenario in TOGETHER:
         own = folder / f"{scenario.__name__}_{world.size}"
-        if world.size == 1 and scenario not in (equal, layers, whole_run):
+        if world.size == 1 and scenario not in (equal, retrained, layers, whole_run):
             continue
         try:
             done[scenario.__name__] = scenario(world, folder if scenario in (interrupted, resumed) else own)

@@ -60,24 +60,3 @@ class Decoder(Protocol):
 
 DecoderFactory = Callable[[Contract, Mapping[str, NDArray[np.float32]]], Decoder]
 DECODERS: Registry[DecoderFactory] = Registry("decoder", "edge_seg.decoders")
-
-
-def segment_boxes_px(id_map_hw_i32: NDArray[np.int32], count: int) -> NDArray[np.int64]:
-    """Returns the tight box of each id 1..count as [count, 4] left, top, width, height; absent ids give zeros.
-
-    Args:
-        id_map_hw_i32: Ids, [H, W], 0 = void.
-        count: Highest id.
-    """
-    boxes = np.zeros((count, 4), np.int64)
-    height, width = id_map_hw_i32.shape
-    present_y = np.zeros((count + 1, height), bool)
-    present_x = np.zeros((count + 1, width), bool)
-    ys, xs = np.indices((height, width), sparse=True)
-    present_y[id_map_hw_i32, ys] = True
-    present_x[id_map_hw_i32, xs] = True
-    for index in range(1, count + 1):
-        y, x = np.flatnonzero(present_y[index]), np.flatnonzero(present_x[index])
-        if len(y):
-            boxes[index - 1] = x[0], y[0], x[-1] - x[0] + 1, y[-1] - y[0] + 1
-    return boxes

@@ -7,8 +7,6 @@ from numpy.typing import NDArray
 
 Array = NDArray[np.float32]
 Ints = NDArray[np.int64]
-# each pair of opposite neighbours; the first of a pair comes earlier in reading order
-_HALF_RING = ((-1, -1), (-1, 0), (-1, 1), (0, -1))
 
 
 def peaks(heat_hwc: Array, floor: np.float32, single: NDArray[np.bool_]) -> tuple[Ints, Ints, Array]:
@@ -26,20 +24,21 @@ def peaks(heat_hwc: Array, floor: np.float32, single: NDArray[np.bool_]) -> tupl
         Flat cell, class and logit of each peak, [N].
     """
     height, width, classes = heat_hwc.shape
-    height, width, classes = heat_hwc.shape
     padded = np.full((height + 2, width + 2, classes), -np.inf, np.float32)
     padded[1:-1, 1:-1] = heat_hwc
     heat = padded.ravel()
-    place = np.flatnonzero(heat > floor)
-    for dy, dx in _HALF_RING:
-        step = (dy * (width + 2) + dx) * classes
-        own = heat[place]
-        place = place[(own > heat[place + step]) & (own >= heat[place - step])]
-    place = place[np.argsort(-heat[place], kind="stable")]
+    # the neighbours in the row on the whole map, those in other rows only where it is worth it
+    left, own, right = heat[: -2 * classes], heat[classes:-classes], heat[2 * classes :]
+    place = np.flatnonzero((own > floor) & (own > left) & (own >= right)) + classes
+    for dx in (-1, 0, 1):
+        step = (width + 2 + dx) * classes
+        own = heat.take(place)
+        place = place[(own > heat.take(place - step)) & (own >= heat.take(place + step))]
+    place = place[np.argsort(-heat.take(place), kind="stable")]
     cell, class_index = np.divmod(place, classes)
     # of a single class the first is its greatest: that one is always a peak
-    first = np.zeros(len(place), bool)
-    first[np.unique(class_index, return_index=True)[1]] = True
-    kept = first | ~single[class_index]
+    first, rank = np.zeros(classes, np.int64), np.arange(len(place))
+    first[class_index[::-1]] = rank[::-1]
+    kept = (first.take(class_index) == rank) | ~single.take(class_index)
     y, x = np.divmod(cell[kept], width + 2)
-    return (y - 1) * width + x - 1, class_index[kept], heat[place[kept]]
+    return (y - 1) * width + x - 1, class_index[kept], heat.take(place[kept])

@@ -6,11 +6,13 @@ stuff peaks and re-assignment are options of the contract.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
+from numpy.lib.stride_tricks import sliding_window_view
 from numpy.typing import NDArray
 
 from edge_seg.contract import Contract
@@ -23,6 +25,7 @@ from edge_seg.letterbox import Letterbox
 
 Array = NDArray[np.float32]
 _LAYER_NORM_EPS = 1e-6
+_LAYERS = ("embedding_predict.weight", "fc1.weight")
 
 
 @dataclass(frozen=True)
@@ -46,6 +49,7 @@ class MaskConverDecoder:
     def __init__(self, contract: Contract, constants: Mapping[str, Array]) -> None:
         self.params = checked_params(contract.decoder.params)
         self.constants = constants
+        self._layers = {name: np.ascontiguousarray(constants[name].T) for name in _LAYERS if name in constants}
         self._last_weight, self._last_bias = last_layer(constants)
         self.isthing = np.array([c.isthing for c in contract.classes])
         self._single = ~self.isthing & self.params["one_peak_per_stuff_class"]
@@ -74,7 +78,7 @@ class MaskConverDecoder:
         if not len(proposals.cell):
             return PanopticResult(np.zeros((box.image_h_px, box.image_w_px), np.int32), ())
         logits = self.mask_logits(raw, proposals)
-        grid = square_grid(box, logits.shape[1:], self.params["stride_px"])
+        grid = square_grid(box, (logits.shape[1], logits.shape[2]), self.params["stride_px"])
         weight = proposals.score ** self.params["score_exponent"]
         return self._result(merge(logits, weight, grid, self._rules), grid, proposals)
 
@@ -83,26 +87,27 @@ class MaskConverDecoder:
         features = raw[self._output["mask_features"]][0]
         height, width, channels = features.shape
         kernel = self._kernels(raw[self._output["embedding"]][0], proposals)
-        logits: Array = (kernel[:, :channels] @ features.reshape(-1, channels).T).reshape(-1, height, width)
-        rows = np.broadcast_to(kernel[:, -1:], (len(kernel), height))
+        # cells by masks: the product is a third faster than masks by cells, and so is the merge
+        logits: Array = (features.reshape(-1, channels) @ kernel[:, :channels].T).reshape(height, width, -1)
+        rows = np.broadcast_to(kernel[:, -1], (height, len(kernel)))
         if self.params["wavelengths_cells"]:
             wavelengths = self.params["wavelengths_cells"]
             y, x = np.divmod(proposals.cell, width)
             amplitude = kernel[:, channels:-1].reshape(len(kernel), len(wavelengths), 4)
             rows = rows + position_logits(amplitude[:, :, 2:], y, height, wavelengths)
-            logits += position_logits(amplitude[:, :, :2], x, width, wavelengths)[:, None]
-        logits += rows[:, :, None]
-        return logits
+            logits += position_logits(amplitude[:, :, :2], x, width, wavelengths)
+        logits += rows[:, None]
+        return np.moveaxis(logits, -1, 0)
 
     def _kernels(self, embedding: Array, proposals: Proposals) -> Array:
         """Gathers embeddings and sends them through class embedding and MLP, [K, channels + 4 wavelengths + 1]."""
         k = self.constants
         e = embedding.reshape(-1, embedding.shape[-1])[proposals.cell]
         if "embedding_predict.weight" in k:
-            e = e @ k["embedding_predict.weight"].T + k["embedding_predict.bias"]
+            e = e @ self._layers["embedding_predict.weight"] + k["embedding_predict.bias"]
         c = k["class_embedding.weight"][proposals.class_index]
         z = e * c if self.params["class_embedding"] == "multiply" else e + c
-        z = z @ k["fc1.weight"].T + k["fc1.bias"]
+        z = z @ self._layers["fc1.weight"] + k["fc1.bias"]
         z -= z.mean(axis=1, keepdims=True)
         z /= np.sqrt(np.square(z).mean(axis=1, keepdims=True) + np.float32(_LAYER_NORM_EPS))
         z = np.maximum(z * k["norm.weight"] + k["norm.bias"], 0)
@@ -165,9 +170,9 @@ def checked_params(params: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def position_logits(
-    amplitude: Array, center_cells: NDArray[np.int64], size_cells: int, wavelengths_cells: list[float]
+    amplitude: Array, center_cells: NDArray[np.int64], size_cells: int, wavelengths_cells: Sequence[float]
 ) -> Array:
-    """Terms of each kernel along one axis, around its centre, [K, size].
+    """Terms of each kernel along one axis, around its centre, [size, K].
 
     Args:
         amplitude: [K, wavelengths, 2] of cosine and sine.
@@ -175,10 +180,18 @@ def position_logits(
         size_cells: Cells of the axis.
         wavelengths_cells: Wavelengths.
     """
-    angle = (2 * np.pi / np.array(wavelengths_cells, np.float32))[:, None]
-    distance = (np.arange(size_cells) - center_cells[:, None])[:, None].astype(np.float32) * angle
-    terms = amplitude[:, :, 0, None] * np.cos(distance) + amplitude[:, :, 1, None] * np.sin(distance)
-    return np.asarray(terms.sum(axis=1), np.float32)
+    waves = _waves(size_cells, tuple(wavelengths_cells))[size_cells - 1 - center_cells]
+    terms = amplitude.reshape(len(amplitude), 1, -1) @ waves
+    return np.ascontiguousarray(terms[:, 0].T)
+
+
+@lru_cache(maxsize=8)
+def _waves(size_cells: int, wavelengths_cells: tuple[float, ...]) -> Array:
+    """Cosines and sines around each possible centre, the last cell first, [size, 2 wavelengths, size]."""
+    distance = np.arange(1 - size_cells, size_cells, dtype=np.float32)
+    angle = distance[:, None] * (2 * np.pi / np.array(wavelengths_cells, np.float32))
+    waves = np.stack([np.cos(angle), np.sin(angle)], axis=-1).reshape(len(distance), -1)
+    return sliding_window_view(waves, size_cells, axis=0)
 
 
 def last_layer(constants: Mapping[str, Array]) -> tuple[Array, Array]:

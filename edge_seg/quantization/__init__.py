@@ -1,1 +1,1 @@
-"""Quantisation-aware retraining (not here yet)."""
+"""Networks whose tensors lie on integer grids: prepared from a float network, retrained, exported as integers."""

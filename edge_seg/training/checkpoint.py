@@ -12,16 +12,18 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save as serialize
 from torch import Tensor
 
-from edge_seg.artifact import atomic_path, write_manifest
+from edge_seg.artifact import atomic_path, write_bytes, write_manifest
 from edge_seg.config import from_mapping
 from edge_seg.contract import ClassInfo
 from edge_seg.errors import ArtifactError, InputError
 from edge_seg.models.base import MODELS, Network
 from edge_seg.models.torch_runner import TorchRunner
-from edge_seg.training.settings import TrainSettings
+from edge_seg.quantization.grids import RangeOptions
+from edge_seg.quantization.prepare import prepare
+from edge_seg.training.settings import QatSettings, TrainSettings
 
 FORMAT = "edge_seg.checkpoint.1"
 MAX_CHECKPOINT_BYTES = 2 << 30
@@ -48,9 +50,20 @@ class Checkpoint:
 
 
 def build_network(settings: TrainSettings, classes: Sequence[ClassInfo]) -> Network:
-    """Makes the network of an experiment, with random weights."""
+    """Makes the network of an experiment, with random weights; on integer grids if it is a retraining."""
+    network = float_network(settings, classes)
+    return prepare(network, range_options(settings.qat)) if settings.qat.start else network
+
+
+def float_network(settings: TrainSettings, classes: Sequence[ClassInfo]) -> Network:
+    """Makes the float network of an experiment, with random weights."""
     model = settings.model
     return MODELS[model.name](num_classes=len(classes), input_px=model.input_px, **model.options)
+
+
+def range_options(qat: QatSettings) -> RangeOptions:
+    """Returns how the ranges of a retraining come about."""
+    return RangeOptions(qat.observe_steps, qat.range_momentum, qat.ranges)
 
 
 def save_checkpoint(
@@ -69,9 +82,18 @@ def save_checkpoint(
         "step": str(step),
     }
     tensors = {k: v.detach().cpu().contiguous().clone() for k, v in state.items()}
-    with atomic_path(path) as temporary:
-        save_file(tensors, temporary, metadata=header)
+    write_bytes(path, _in_order(serialize(tensors, metadata=header)))
     write_manifest(path, kind="checkpoint", step="train", config=asdict(settings), seed=settings.seed)
+
+
+def _in_order(data: bytes) -> bytes:
+    """Sorts the header's own entries, which safetensors writes in a random order: equal weights give equal files."""
+    size = int.from_bytes(data[:8], "little")
+    header = json.loads(data[8 : 8 + size])
+    header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)  # tensors start at a multiple of 8 bytes, as the format asks
+    return len(text).to_bytes(8, "little") + text + data[8 + size :]
 
 
 def load_checkpoint(path: Path) -> Checkpoint:

@@ -32,14 +32,16 @@ from edge_seg.evaluation.evaluate import Evaluation, evaluate
 from edge_seg.evaluation.predictor import Predictor
 from edge_seg.models.base import FILL_RGB, Criterion, Network
 from edge_seg.models.torch_runner import TorchRunner
+from edge_seg.quantization.grids import update_ranges
 from edge_seg.training.batchnorm import remeasured
-from edge_seg.training.checkpoint import build_network, load_state, save_checkpoint, save_state
+from edge_seg.training.checkpoint import load_state, save_checkpoint, save_state
 from edge_seg.training.distributed import World, chosen_device, started
 from edge_seg.training.interrupt import Interrupts
 from edge_seg.training.logs import NoLog, RunLog
 from edge_seg.training.optim import Average, freeze, learning_rate, make_optimizer, train_mode
 from edge_seg.training.runtime import StepClock, threads_of_process, torch_settings
 from edge_seg.training.settings import TrainSettings
+from edge_seg.training.start import starting_criterion, starting_network
 from edge_seg.training.sync_batchnorm import separate, synchronise
 
 T = TypeVar("T")
@@ -119,14 +121,10 @@ class Trainer:
             )
         self.train_set = self._open(settings.data.train, "train")
         self.val_set = self._open(settings.data.val or settings.data.train, "val")
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(settings.seed)
-            self.network = build_network(settings, self.train_set.classes)
-        if settings.model.weights:
-            self.network.load_backbone(settings.model.weights)
+        self.network = starting_network(settings, self.train_set.classes)
         freeze(self.network, settings.optim)
         self.network.to(world.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-        self.criterion = self.network.criterion(settings.criterion, self.train_set.classes)
+        self.criterion = starting_criterion(settings, self.network, self.train_set.classes, world.device)
         self.network.decoder_params(settings.decoder)  # fails now rather than after the training
         self.crops = TrainCrops(self.train_set, self.network.input_px, settings.augment, FILL_RGB)
 
@@ -230,6 +228,7 @@ class Trainer:
         if optim.clip_norm:
             torch.nn.utils.clip_grad_norm_(self.network.parameters(), optim.clip_norm)
         self.optimizer.step()
+        update_ranges(self.network, self.world)
         if optim.ema_decay:
             self.average.update(self.network, self.step)
         self.step += 1

@@ -109,6 +109,25 @@ class RunSettings:
 
 
 @dataclass(frozen=True)
+class QatSettings:
+    """Quantisation-aware retraining; without `start` a training is an ordinary one.
+
+    Attributes:
+        start: Checkpoint of the float network that is retrained.
+        observe_steps: Steps over which the ranges of activations follow the data; then they stay.
+        range_momentum: Weight of a step's range in the running range.
+        ranges: "observed", or "learned": grid steps are trained as well, once observed (arXiv 1902.08153).
+        distill: Weight of the distance to the float network's outputs; 0 is off.
+    """
+
+    start: str = ""
+    observe_steps: int = 200
+    range_momentum: float = 0.1
+    ranges: Literal["observed", "learned"] = "observed"
+    distill: float = 0.0
+
+
+@dataclass(frozen=True)
 class TrainSettings:
     """A whole experiment. `criterion` and `decoder` are the family's own settings."""
 
@@ -119,6 +138,7 @@ class TrainSettings:
     augment: AugmentConfig = field(default_factory=AugmentConfig)
     criterion: dict[str, Any] = field(default_factory=dict)
     decoder: dict[str, Any] = field(default_factory=dict)
+    qat: QatSettings = field(default_factory=QatSettings)
     seed: int = 0
 
     def total_steps(self, pictures: int) -> int:
@@ -147,6 +167,8 @@ def checked(settings: TrainSettings) -> TrainSettings:
     if optim.freeze_batchnorm == "auto":
         optim = replace(optim, freeze_batchnorm="backbone" if settings.model.weights else "none")
         settings = replace(settings, optim=optim)
+    if settings.qat.start:
+        settings, optim = _retraining(settings)
     if min(optim.steps, optim.epochs) < 0 or (optim.steps > 0) == (optim.epochs > 0):
         raise ConfigError(
             "The length of the training is not clear.",
@@ -160,3 +182,16 @@ def checked(settings: TrainSettings) -> TrainSettings:
     if settings.run.peer_timeout_s <= 0:
         raise ConfigError("run.peer_timeout_s must be greater than 0.", got=str(settings.run.peer_timeout_s))
     return settings
+
+
+def _retraining(settings: TrainSettings) -> tuple[TrainSettings, OptimSettings]:
+    """Checks the settings of a retraining: every part is trained, and BatchNorm is folded, so none is live."""
+    qat = settings.qat
+    if qat.observe_steps < 1 or not 0 < qat.range_momentum <= 1 or qat.distill < 0:
+        raise ConfigError(
+            "The settings of the retraining do not fit.",
+            expected="qat.observe_steps of 1 or more, qat.range_momentum in (0, 1], qat.distill of 0 or more",
+            got=f"{qat.observe_steps}, {qat.range_momentum}, {qat.distill}",
+        )
+    optim = replace(settings.optim, freeze_batchnorm="none", freeze_stages=0, batchnorm_images=0)
+    return replace(settings, optim=optim, model=replace(settings.model, weights="")), optim
