@@ -47,14 +47,14 @@ types: $(STAMP)  ## check the types
 	MYPYPATH=$(TYPES) $(BIN)/mypy -p edge_seg
 
 bench: $(STAMP)  ## speed of every network in one interleaved run on one core, then of the decoder
-	$(BIN)/python -m edge_seg.network_speed $(ARGS)
-	OMP_NUM_THREADS=1 $(BIN)/python -m edge_seg.decoder_speed --json runs/bench/decoder.json
+	$(BIN)/python -m edge_seg.studies.network_speed $(ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m edge_seg.studies.decoder_speed --json runs/bench/decoder.json
 
 ablation: $(STAMP)  ## compare choices one at a time on a short schedule (hours; stopped, it goes on)
-	$(BIN)/python -m edge_seg.ablation edge_seg/configs/facade_ablation.toml $(ARGS)
+	$(BIN)/python -m edge_seg.studies.ablation edge_seg/configs/facade_ablation.toml $(ARGS)
 
 results: $(STAMP)  ## rewrite the results in README.md from results/*.json
-	$(BIN)/python -m edge_seg.results_table README.md results
+	$(BIN)/python -m edge_seg.studies.results_table README.md results
 
 clean:  ## remove the environment and caches; runs/ is kept
 	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache ./*.egg-info

@@ -20,11 +20,11 @@ from numpy.typing import NDArray
 from edge_seg.artifact import manifest_path, read_manifest, sha256_of, tool_versions, write_json, write_manifest
 from edge_seg.contract import Contract, InputTensor, ModelInfo, OutputTensor, Quantization
 from edge_seg.converters import metadata
-from edge_seg.converters.calibration import Images
-from edge_seg.converters.calibration_report import CalibrationReport, report_of
 from edge_seg.converters.exported import Exported, open_exported
 from edge_seg.converters.flatbuffer import Graph, graph_of, read_graph
-from edge_seg.converters.post_training import (
+from edge_seg.converters.ptq.calibration import Images
+from edge_seg.converters.ptq.calibration_report import CalibrationReport, report_of
+from edge_seg.converters.ptq.post_training import (
     Calibrated,
     PtqSettings,
     calibrate,
@@ -33,9 +33,9 @@ from edge_seg.converters.post_training import (
     quantize,
     quantized,
 )
-from edge_seg.converters.recipe import Recipe
+from edge_seg.converters.ptq.recipe import Recipe
+from edge_seg.converters.ptq.targets import scheme_warnings
 from edge_seg.converters.routes import ROUTES, OwnTools
-from edge_seg.converters.targets import scheme_warnings
 from edge_seg.errors import ArtifactError, EdgeSegError, InputError, nearest
 from edge_seg.schemes import SCHEMES as TABLE
 

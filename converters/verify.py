@@ -15,14 +15,14 @@ from numpy.typing import NDArray
 from edge_seg.artifact import sha256_of
 from edge_seg.contract import OutputTensor
 from edge_seg.converters.exported import Exported, Reference, open_exported, read_reference
+from edge_seg.converters.integers.checks import IntegerChecks, MirrorParity
+from edge_seg.converters.integers.trained_numbers import TrainedNumbers
 from edge_seg.converters.interpreter import Kernels, TfliteRunner
 from edge_seg.converters.program import program_runner
-from edge_seg.converters.trained_numbers import TrainedNumbers
-from edge_seg.converters.verify_integers import IntegerChecks, MirrorParity
 from edge_seg.errors import ArtifactError
 
 if TYPE_CHECKING:
-    from edge_seg.converters.gpu_runner import GpuRunner
+    from edge_seg.converters.gpu.runner import GpuRunner
 
 Engine = Kernels | Literal["gpu"]
 Runner = Union[TfliteRunner, "GpuRunner"]
@@ -208,7 +208,7 @@ def _opened(file: Path, kernels: Engine, precision: Literal["fp32", "fp16"], thr
     if kernels != "gpu":
         yield TfliteRunner(file, threads=threads, kernels=kernels)
         return
-    from edge_seg.converters.gpu_runner import GpuRunner
+    from edge_seg.converters.gpu.runner import GpuRunner
 
     with GpuRunner(file, precision=precision) as runner:
         yield runner

@@ -11,9 +11,9 @@ from typing import Any
 import click
 
 from edge_seg import __version__
-from edge_seg.cli_convert import convert_options, run_convert
-from edge_seg.cli_mixed import run_sensitivity, sensitivity_options
-from edge_seg.cli_verify import run_verify, verify_options
+from edge_seg.commands.convert import convert_options, run_convert
+from edge_seg.commands.mixed import run_sensitivity, sensitivity_options
+from edge_seg.commands.verify import run_verify, verify_options
 from edge_seg.errors import CheckFailed, EdgeSegError, InputError
 
 Document = dict[str, Any] | list[Any]

@@ -96,8 +96,8 @@ def _interpreter() -> Check:
 
 def _accelerator(precision: Literal["fp32", "fp16"]) -> Callable[[], Check]:
     def check() -> Check:
-        from edge_seg.converters.accelerator import Accelerator
-        from edge_seg.converters.vulkan_setup import BY_HAND, FOR_HALF
+        from edge_seg.converters.gpu.accelerator import Accelerator
+        from edge_seg.converters.gpu.vulkan_setup import BY_HAND, FOR_HALF
         from edge_seg.errors import EdgeSegError
 
         name = f"gpu accelerator {precision}"
@@ -123,7 +123,7 @@ def set_up(name: str) -> Path:
         MissingHere: It cannot be fetched here.
     """
     if name == "vulkan":
-        from edge_seg.converters.vulkan_setup import install_swiftshader
+        from edge_seg.converters.gpu.vulkan_setup import install_swiftshader
 
         return install_swiftshader()
     from edge_seg.converters.environments import setup_environment

@@ -24,8 +24,8 @@ if TYPE_CHECKING:
     from edge_seg.benchmarks.result import Record
     from edge_seg.converters.compare_routes import AgreementReport
     from edge_seg.converters.convert import Converted
-    from edge_seg.converters.layers_report import LayersReport
-    from edge_seg.converters.post_training import PtqSettings
+    from edge_seg.converters.layers.report import LayersReport
+    from edge_seg.converters.ptq.post_training import PtqSettings
     from edge_seg.converters.verify import VerifyReport
 
 Split = Literal["train", "val"]
@@ -138,7 +138,7 @@ def verify_layers_file(file: Path, against: Path, images: Sequence[Path] = ()) -
         against: Exported folder.
         images: Pictures to compare on besides the seeded reference inputs.
     """
-    from edge_seg.converters.verify_layers import verify_layers
+    from edge_seg.converters.layers.verify import verify_layers
 
     contract = Contract.load(against / "contract.json")
     return verify_layers(file, against, letterboxed(contract, [read_image(p) for p in images]))

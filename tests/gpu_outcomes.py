@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 
 from edge_seg.converters import interpreter
-from edge_seg.converters.accelerator import Accelerator, Crashed
 from edge_seg.converters.flatbuffer import read_graph
+from edge_seg.converters.gpu.accelerator import Accelerator, Crashed
 from edge_seg.errors import ArtifactError, MissingHere
 
 _STARTED = {}

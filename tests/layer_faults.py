@@ -11,8 +11,8 @@ from test_converters_tinynet import converted_files, exported_folder
 from edge_seg.converters import flatbuffer_edit, metadata
 from edge_seg.converters.exported import open_exported
 from edge_seg.converters.flatbuffer import read_graph
+from edge_seg.converters.layers.verify import verify_layers
 from edge_seg.converters.metadata import read_contract
-from edge_seg.converters.verify_layers import verify_layers
 
 
 def file_of(scheme):

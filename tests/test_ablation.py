@@ -11,11 +11,11 @@ import torch
 from click.testing import CliRunner
 from safetensors.torch import load_file
 
-from edge_seg.ablation import Ablation, Run, main
-from edge_seg.ablation_table import VARIATIONS, read_documents
 from edge_seg.contract import ClassInfo
 from edge_seg.models.base import MODELS
-from edge_seg.results_table import results_markdown
+from edge_seg.studies.ablation import Ablation, Run, main
+from edge_seg.studies.ablation_table import VARIATIONS, read_documents
+from edge_seg.studies.results_table import results_markdown
 from edge_seg.training.checkpoint import load_state
 from edge_seg.training.loop import NotFinite, Trainer
 from edge_seg.training.settings import load_settings
@@ -92,8 +92,8 @@ def test_a_document_says_what_the_training_itself_has_measured(done):
 
 
 def test_run_again_nothing_is_trained_or_scored(recipe, copied, monkeypatch):
-    monkeypatch.setattr("edge_seg.ablation.train", None)
-    monkeypatch.setattr("edge_seg.ablation.evaluate", None)
+    monkeypatch.setattr("edge_seg.studies.ablation.train", None)
+    monkeypatch.setattr("edge_seg.studies.ablation.evaluate", None)
     result = run(recipe, copied)
     assert result.exit_code == 0, result.output
     assert result.stderr.count("scored before") == len(NAMES)
@@ -133,7 +133,7 @@ def test_interrupted_and_called_again_it_ends_with_the_same_weights(recipe, done
 
 
 def test_score_only_leaves_unfinished_trainings_alone_and_their_rows_missing(recipe, copied, monkeypatch):
-    monkeypatch.setattr("edge_seg.ablation.train", None)
+    monkeypatch.setattr("edge_seg.studies.ablation.train", None)
     (copied / "runs" / "no_position_s0" / "metrics.json").unlink()
     (copied / "results" / "ablation" / "no_position_s0.json").unlink()
     result = run(recipe, copied, "--score-only")
@@ -180,7 +180,7 @@ def test_a_variation_that_fails_does_not_stop_the_others_and_is_missing(recipe, 
     def trained(one: Run) -> None:
         raise NotFinite(f"The loss of {one.name} is not finite.")
 
-    monkeypatch.setattr("edge_seg.ablation.train", trained)
+    monkeypatch.setattr("edge_seg.studies.ablation.train", trained)
     result = run(recipe, tmp_path, only=("base", "no_position"))
     assert result.exit_code == 2  # there is not one document
     assert "base_s0 is not finite" in result.stderr
@@ -211,7 +211,7 @@ def test_two_runs_in_one_folder_are_refused(recipe, copied):
 
 
 def test_the_listing_trains_nothing_and_says_how_far_each_run_is(recipe, copied, monkeypatch):
-    monkeypatch.setattr("edge_seg.ablation.train", None)
+    monkeypatch.setattr("edge_seg.studies.ablation.train", None)
     (copied / "runs" / "base_s0" / "metrics.json").unlink()
     result = run(recipe, copied, "--list", "--json", only=("base", "no_position", "added"))
     rows = {row["name"]: row for row in json.loads(result.stdout)}

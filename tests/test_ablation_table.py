@@ -7,8 +7,11 @@ import json
 import numpy as np
 import pytest
 
-from edge_seg import ablation_table
-from edge_seg.ablation_table import (
+from edge_seg.contract import ClassInfo
+from edge_seg.errors import InputError
+from edge_seg.evaluation.panoptic_quality import Interval, PanopticQuality, paired_bootstrap
+from edge_seg.studies import ablation_table
+from edge_seg.studies.ablation_table import (
     Variation,
     markdown,
     paired_difference,
@@ -18,10 +21,7 @@ from edge_seg.ablation_table import (
     verdict,
     write_document,
 )
-from edge_seg.contract import ClassInfo
-from edge_seg.errors import InputError
-from edge_seg.evaluation.panoptic_quality import Interval, PanopticQuality, paired_bootstrap
-from edge_seg.results_table import results_markdown
+from edge_seg.studies.results_table import results_markdown
 
 CLASSES = [{"name": "window", "isthing": True}, {"name": "wall", "isthing": False}]
 

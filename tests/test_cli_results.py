@@ -9,7 +9,7 @@ import sys
 import pytest
 
 from edge_seg.errors import InputError
-from edge_seg.results_table import BEGIN, END, NOTHING, main, replace_block, results_markdown
+from edge_seg.studies.results_table import BEGIN, END, NOTHING, main, replace_block, results_markdown
 
 EVALUATION = {
     "name": "net, float",
@@ -132,6 +132,6 @@ def test_the_command_rewrites_the_file_and_says_what_is_wrong(tmp_path, capsys):
 
 
 def test_the_command_needs_nothing_heavy():
-    code = "import sys, edge_seg.results_table\nprint([m for m in ('torch', 'numpy') if m in sys.modules])"
+    code = "import sys, edge_seg.studies.results_table\nprint([m for m in ('torch', 'numpy') if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"

@@ -15,13 +15,13 @@ from test_converters_tinynet import converted_files, exported_folder
 
 from edge_seg.benchmarks.profile import load_profile
 from edge_seg.benchmarks.runner import RUNNERS
-from edge_seg.converters import accelerator as accelerator_module
-from edge_seg.converters import vulkan, vulkan_setup
-from edge_seg.converters.accelerator import Accelerator, Crashed, OpsRefused
 from edge_seg.converters.check import DELEGATES, judge
 from edge_seg.converters.convert import convert
 from edge_seg.converters.flatbuffer import graph_of, read_graph
-from edge_seg.converters.gpu_runner import GpuRunner
+from edge_seg.converters.gpu import accelerator as accelerator_module
+from edge_seg.converters.gpu import vulkan, vulkan_setup
+from edge_seg.converters.gpu.accelerator import Accelerator, Crashed, OpsRefused
+from edge_seg.converters.gpu.runner import GpuRunner
 from edge_seg.converters.interpreter import TfliteRunner
 from edge_seg.converters.small_graph import GraphWriter
 from edge_seg.converters.verify import HALF_ARITHMETIC, verify

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from edge_seg.contract import Quantization
-from edge_seg.converters import integer_kernels as kernels
 from edge_seg.converters.flatbuffer import graph_of
-from edge_seg.converters.integer_kernels import Weights, Window
+from edge_seg.converters.integers import kernels
+from edge_seg.converters.integers.kernels import Weights, Window
 from edge_seg.converters.small_graph import GraphWriter
 from edge_seg.errors import InputError
 from edge_seg.schemes import Grid

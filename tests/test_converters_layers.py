@@ -24,10 +24,10 @@ from test_converters_tinynet import exported_folder, smooth_pictures
 from edge_seg.converters.flatbuffer import read_bytes, read_graph
 from edge_seg.converters.flatbuffer_edit import Editor
 from edge_seg.converters.interpreter import encode, plain_interpreter
-from edge_seg.converters.layer_checks import LAYER_TOLERANCES
-from edge_seg.converters.layer_figures import MapTally, StepTally
-from edge_seg.converters.layer_values import FileValues
-from edge_seg.converters.verify_layers import verify_layers
+from edge_seg.converters.layers.checks import LAYER_TOLERANCES
+from edge_seg.converters.layers.figures import MapTally, StepTally
+from edge_seg.converters.layers.values import FileValues
+from edge_seg.converters.layers.verify import verify_layers
 from edge_seg.errors import ArtifactError, InputError
 from edge_seg.schemes import SCHEMES
 

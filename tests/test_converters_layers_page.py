@@ -10,10 +10,10 @@ import re
 import pytest
 from layer_faults import channel_flipped, file_of, folder_of, planted, whole, wrongly_aligned
 
+from edge_seg.commands.layers_page import depth_plot, layers_page
 from edge_seg.converters.flatbuffer import read_graph
-from edge_seg.converters.model_explorer import node_data
-from edge_seg.converters.verify_layers import verify_layers
-from edge_seg.layers_page import depth_plot, layers_page
+from edge_seg.converters.layers.model_explorer import node_data
+from edge_seg.converters.layers.verify import verify_layers
 
 pytestmark = pytest.mark.slow  # conversions, and kernels without speed
 

@@ -24,7 +24,7 @@ from edge_seg.converters import metadata
 from edge_seg.converters.exported import open_exported
 from edge_seg.converters.flatbuffer import read_graph
 from edge_seg.converters.flatbuffer_edit import with_metadata
-from edge_seg.converters.post_training import quantized
+from edge_seg.converters.ptq.post_training import quantized
 from edge_seg.errors import ArtifactError
 
 

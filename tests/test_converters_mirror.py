@@ -15,9 +15,9 @@ from test_converters_tinynet import Nhwc, converted_files, save_program, smooth_
 from torch import nn
 
 from edge_seg.converters.flatbuffer import read_graph
-from edge_seg.converters.integer_mirror import IntegerMirror
-from edge_seg.converters.integer_network import IntegerNetwork, IntegerOp
-from edge_seg.converters.integer_program import network_of_program
+from edge_seg.converters.integers.mirror import IntegerMirror
+from edge_seg.converters.integers.network import IntegerNetwork, IntegerOp
+from edge_seg.converters.integers.program import network_of_program
 from edge_seg.converters.interpreter import TfliteRunner
 from edge_seg.converters.program import program_runner
 from edge_seg.errors import InputError

@@ -12,13 +12,13 @@ from test_converters_tinynet import SIDE, converted_files, exported_folder, smoo
 
 from edge_seg.artifact import read_manifest
 from edge_seg.contract import Contract
-from edge_seg.converters import bias_correction
 from edge_seg.converters.convert import calibration_path, convert, convert_many, in_memory
 from edge_seg.converters.flatbuffer import read_graph
 from edge_seg.converters.interpreter import TfliteRunner
-from edge_seg.converters.post_training import PtqSettings, calibrate
-from edge_seg.converters.ranges import RangeMethod
-from edge_seg.converters.recipe import Recipe, Rule
+from edge_seg.converters.ptq import bias_correction
+from edge_seg.converters.ptq.post_training import PtqSettings, calibrate
+from edge_seg.converters.ptq.ranges import RangeMethod
+from edge_seg.converters.ptq.recipe import Recipe, Rule
 from edge_seg.converters.routes import ROUTES
 from edge_seg.errors import ConfigError, DataError, InputError
 

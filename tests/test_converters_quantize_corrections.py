@@ -8,13 +8,13 @@ import numpy as np
 import pytest
 from quantize_graphs import PLACE, Net, contract, noise, random_weights, run
 
-from edge_seg.converters.bias_correction import corrected
-from edge_seg.converters.calibration import observe
-from edge_seg.converters.calibration_report import report_of
-from edge_seg.converters.equalize import equalized
 from edge_seg.converters.flatbuffer import graph_of
-from edge_seg.converters.post_training import PtqSettings, calibrate, quantize
-from edge_seg.converters.recipe import Recipe, Rule
+from edge_seg.converters.ptq.bias_correction import corrected
+from edge_seg.converters.ptq.calibration import observe
+from edge_seg.converters.ptq.calibration_report import report_of
+from edge_seg.converters.ptq.equalize import equalized
+from edge_seg.converters.ptq.post_training import PtqSettings, calibrate, quantize
+from edge_seg.converters.ptq.recipe import Recipe, Rule
 
 PICTURES = noise(6)
 INT8 = Recipe("int8")
@@ -147,7 +147,7 @@ def test_the_report_has_a_line_per_activation_with_figures_that_add_up():
 
 def test_the_share_of_clipped_values_is_counted():
     data, graph = _unequal("RELU")
-    from edge_seg.converters.ranges import RangeMethod
+    from edge_seg.converters.ptq.ranges import RangeMethod
 
     line = _reported(data, graph, ranges=RangeMethod("percentile", 95)).tensors[2]
     values = np.stack([run(data, p)["second;"] for p in PICTURES])

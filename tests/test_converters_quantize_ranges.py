@@ -8,12 +8,19 @@ import numpy as np
 import pytest
 from quantize_graphs import PLACE, Net, contract, noise, random_weights, run
 
-from edge_seg.converters.calibration import BINS, Histogram, observe
 from edge_seg.converters.flatbuffer import graph_of
 from edge_seg.converters.interpreter import plain_interpreter
-from edge_seg.converters.post_training import PtqSettings, calibrate, quantize
-from edge_seg.converters.ranges import WEIGHT_AXIS, RangeMethod, activation_grids, chosen_ranges, clipped, shared_grids
-from edge_seg.converters.recipe import Recipe
+from edge_seg.converters.ptq.calibration import BINS, Histogram, observe
+from edge_seg.converters.ptq.post_training import PtqSettings, calibrate, quantize
+from edge_seg.converters.ptq.ranges import (
+    WEIGHT_AXIS,
+    RangeMethod,
+    activation_grids,
+    chosen_ranges,
+    clipped,
+    shared_grids,
+)
+from edge_seg.converters.ptq.recipe import Recipe
 from edge_seg.errors import DataError, InputError
 from edge_seg.schemes import activation_grid, bias_scales, weight_scales
 

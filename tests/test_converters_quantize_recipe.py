@@ -10,8 +10,8 @@ import pytest
 from quantize_graphs import PLACE, Net, contract, noise, random_weights, run
 
 from edge_seg.converters.flatbuffer import graph_of
-from edge_seg.converters.post_training import PtqSettings, calibrate, quantize
-from edge_seg.converters.recipe import Recipe, Rule, read_recipe
+from edge_seg.converters.ptq.post_training import PtqSettings, calibrate, quantize
+from edge_seg.converters.ptq.recipe import Recipe, Rule, read_recipe
 from edge_seg.errors import ConfigError, InputError
 
 PICTURES = noise(4)

@@ -8,9 +8,9 @@ from quantize_graphs import PLACE, Net, contract, noise, random_weights
 
 from edge_seg.converters.flatbuffer import graph_of
 from edge_seg.converters.interpreter import plain_interpreter
-from edge_seg.converters.post_training import calibrate, quantize
-from edge_seg.converters.recipe import Recipe
-from edge_seg.converters.targets import advise, as_int8, scheme_warnings
+from edge_seg.converters.ptq.post_training import calibrate, quantize
+from edge_seg.converters.ptq.recipe import Recipe
+from edge_seg.converters.ptq.targets import advise, as_int8, scheme_warnings
 from edge_seg.errors import InputError
 
 

@@ -11,15 +11,16 @@ import pytest
 from mirror_networks import SIDE, everything_exported, everything_file, everything_folder
 from test_converters_tinynet import converted_files, exported_folder, smooth_pictures
 
-from edge_seg.converters import flatbuffer_edit, integer_kernels, metadata
+from edge_seg.converters import flatbuffer_edit, metadata
 from edge_seg.converters.flatbuffer import read_graph
-from edge_seg.converters.integer_file import network_of_file
-from edge_seg.converters.integer_mirror import IntegerMirror
-from edge_seg.converters.integer_network import IntegerOp
-from edge_seg.converters.integer_program import network_of_program
+from edge_seg.converters.integers import kernels as integer_kernels
+from edge_seg.converters.integers.file import network_of_file
+from edge_seg.converters.integers.mirror import IntegerMirror
+from edge_seg.converters.integers.network import IntegerOp
+from edge_seg.converters.integers.program import network_of_program
+from edge_seg.converters.integers.trained_numbers import KINDS, compare_numbers
 from edge_seg.converters.interpreter import TfliteRunner
 from edge_seg.converters.metadata import read_contract
-from edge_seg.converters.trained_numbers import KINDS, compare_numbers
 from edge_seg.converters.verify import verify
 from edge_seg.errors import InputError
 

@@ -7,11 +7,11 @@ import pytest
 from click.testing import CliRunner
 
 from edge_seg.benchmarks.harness import Plan
-from edge_seg.decoder_speed import PROPOSALS, SIDES_PX, made_case, main, measured_case
 from edge_seg.decoders.maskconver import MaskConverDecoder
 from edge_seg.decoders.square_merge import merge
 from edge_seg.errors import InputError
-from edge_seg.results_table import results_markdown
+from edge_seg.studies.decoder_speed import PROPOSALS, SIDES_PX, made_case, main, measured_case
+from edge_seg.studies.results_table import results_markdown
 
 SHORT = Plan(min_runs=3, min_time_s=0.0, max_time_s=0.3, target_ci_pct=5.0, block_runs=1, max_warmup_runs=3)
 
@@ -54,8 +54,8 @@ def test_decoders_that_differ_are_not_timed(monkeypatch):
 
 
 def test_a_short_run_writes_the_document_and_the_results_table_shows_it(tmp_path, monkeypatch):
-    monkeypatch.setattr("edge_seg.decoder_speed.SIDES_PX", (256,))
-    monkeypatch.setattr("edge_seg.decoder_speed._PICTURES", 1)
+    monkeypatch.setattr("edge_seg.studies.decoder_speed.SIDES_PX", (256,))
+    monkeypatch.setattr("edge_seg.studies.decoder_speed._PICTURES", 1)
     file = tmp_path / "speed" / "decoder.json"
     file.parent.mkdir()
     result = CliRunner().invoke(main, ["--json", str(file), "--max-time", "0.1"])

@@ -33,20 +33,7 @@ ARROWS = {
     "benchmarks": {"decoders", "evaluation"},
 }
 # The command line and the modules that only it (and what it calls) imports: they may import everything.
-COMMANDS = {
-    "cli",
-    "cli_convert",
-    "cli_verify",
-    "layers_page",
-    "__main__",
-    "steps",
-    "quickstart",
-    "doctor",
-    "model_file",
-    "results_table",
-}
-COMMANDS |= {"cli_mixed", "mixed", "mixed_budget", "mixed_choice"}
-COMMANDS |= {"network_speed", "decoder_speed", "training_speed", "ablation", "ablation_table", "stress"}
+COMMANDS = {"cli", "commands", "__main__", "steps", "quickstart", "doctor", "model_file", "studies"}
 # Layers that must not import these even inside a function.
 NEVER = {
     "converters": {"backbones", "layers", "models", "quantization", "training", "export"},

@@ -7,15 +7,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from edge_seg.commands.mixed_budget import Wish, _Judge
+from edge_seg.commands.mixed_choice import Candidate, advice_on, cheapest
+from edge_seg.commands.mixed_network import Calibration, figure
 from edge_seg.contract import ClassInfo
-from edge_seg.converters.budget import Budget, Search
-from edge_seg.converters.post_training import PtqSettings
+from edge_seg.converters.mixed.budget import Budget, Search
+from edge_seg.converters.ptq.post_training import PtqSettings
 from edge_seg.data.sample import Segment
 from edge_seg.errors import CheckFailed, InputError
 from edge_seg.evaluation.panoptic_quality import PanopticQuality
-from edge_seg.mixed import Calibration, figure
-from edge_seg.mixed_budget import Wish, _Judge
-from edge_seg.mixed_choice import Candidate, advice_on, cheapest
 
 ORDER = [f"layer{i}" for i in range(20)]
 

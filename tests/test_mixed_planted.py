@@ -13,17 +13,17 @@ import torch
 from test_converters_tinynet import Nhwc, Normalise, save_program
 from torch import nn
 
-from edge_seg import mixed_budget
 from edge_seg.artifact import write_manifest
 from edge_seg.benchmarks.harness import Plan
+from edge_seg.commands import mixed_budget
 from edge_seg.contract import Contract
 from edge_seg.converters.convert import convert
 from edge_seg.converters.interpreter import TfliteRunner
 from edge_seg.converters.metadata import contract_path, read_contract
-from edge_seg.converters.recipe import Recipe, Rule, read_recipe
-from edge_seg.converters.sensitivity import Change, LayerLoss, Sensitivity, ranked
-from edge_seg.converters.sensitivity_file import SensitivityFile
-from edge_seg.converters.trials import Trials, about_trials, layers_of, open_trials, snr_db
+from edge_seg.converters.mixed.sensitivity import Change, LayerLoss, Sensitivity, ranked
+from edge_seg.converters.mixed.sensitivity_file import SensitivityFile
+from edge_seg.converters.mixed.trials import Trials, about_trials, layers_of, open_trials, snr_db
+from edge_seg.converters.ptq.recipe import Recipe, Rule, read_recipe
 from edge_seg.steps import letterboxed, pictures
 
 pytestmark = pytest.mark.slow

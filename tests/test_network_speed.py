@@ -10,7 +10,7 @@ from edge_seg.benchmarks.harness import Series
 from edge_seg.benchmarks.result import Samples
 from edge_seg.benchmarks.stats import Interval
 from edge_seg.models.base import MODELS
-from edge_seg.network_speed import CANDIDATES, PUBLISHED, YARDSTICK, PlainConvolutions, _with_ratios, main
+from edge_seg.studies.network_speed import CANDIDATES, PUBLISHED, YARDSTICK, PlainConvolutions, _with_ratios, main
 
 
 def series(index: int, run_ms: list[float]) -> Series:
@@ -54,7 +54,7 @@ def test_ratios_compare_like_with_like():
 
 @pytest.mark.slow
 def test_a_short_run_writes_a_row_per_file_and_prints_the_table(tmp_path, monkeypatch):
-    monkeypatch.setattr("edge_seg.network_speed.CANDIDATES", [CANDIDATES[0]])
+    monkeypatch.setattr("edge_seg.studies.network_speed.CANDIDATES", [CANDIDATES[0]])
     result = CliRunner().invoke(main, ["--out", str(tmp_path), "--max-time", "0.2"])
     assert result.exit_code == 0, result.output
     document = json.loads((tmp_path / "networks.json").read_text())

@@ -10,7 +10,7 @@ from test_quantization_prepare import float_network, pictures
 from edge_seg.errors import InputError
 from edge_seg.quantization.grids import RangeOptions, update_ranges
 from edge_seg.quantization.prepare import prepare
-from edge_seg.stress import main, widen
+from edge_seg.studies.stress import main, widen
 from edge_seg.training.distributed import World
 
 NAME = "maskconver_lite_256"

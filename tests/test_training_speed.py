@@ -9,10 +9,10 @@ import pytest
 import torch
 from click.testing import CliRunner
 
-from edge_seg.results_table import results_markdown
+from edge_seg.studies.results_table import results_markdown
+from edge_seg.studies.training_speed import PARTS, TimedWorld, compared, main, measure, text, timed_settings
 from edge_seg.training import distributed
 from edge_seg.training.distributed import World
-from edge_seg.training_speed import PARTS, TimedWorld, compared, main, measure, text, timed_settings
 
 RECIPE = """
 seed = 0

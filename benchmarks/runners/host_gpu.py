@@ -22,8 +22,8 @@ from edge_seg.benchmarks.runner import RUNNERS, Opened, StageTimes
 from edge_seg.errors import InputError
 
 if TYPE_CHECKING:
-    from edge_seg.converters.accelerator import Adapter
-    from edge_seg.converters.gpu_runner import GpuRunner
+    from edge_seg.converters.gpu.accelerator import Adapter
+    from edge_seg.converters.gpu.runner import GpuRunner
 
 DELEGATE = "gpu"
 
@@ -36,7 +36,7 @@ class HostGpuExecutor:
     """
 
     def __init__(self, path: Path, precision: Literal["fp32", "fp16"]) -> None:
-        from edge_seg.converters.gpu_runner import GpuRunner
+        from edge_seg.converters.gpu.runner import GpuRunner
         from edge_seg.evaluation.predictor import Predictor
 
         start_s = time.perf_counter()

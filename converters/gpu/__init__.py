@@ -1,0 +1,1 @@
+"""LiteRT's GPU accelerator, over a GPU or software Vulkan."""

@@ -1,0 +1,1 @@
+"""A file against its program, layer by layer."""

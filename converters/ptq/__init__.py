@@ -1,0 +1,1 @@
+"""Post-training quantisation: calibration, ranges, corrections, recipes, reports."""

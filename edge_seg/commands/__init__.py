@@ -1,0 +1,1 @@
+"""Options and bodies of verbs that are too long for `edge_seg.cli`."""

@@ -1,0 +1,1 @@
+"""Programs behind published figures: ablations, speed, results tables."""

@@ -1,0 +1,260 @@
+"""The results block of the README, made from committed JSON: `make results`.
+
+Read are documents as `edge-seg evaluate --json` prints them, with a key `name` added, lists of records as
+`edge-seg benchmark` writes them, and what the other studies write. No figure of the README is typed by hand.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from edge_seg.artifact import read_json, write_bytes
+from edge_seg.errors import EdgeSegError, InputError
+
+BEGIN = "<!-- results:begin -->"
+END = "<!-- results:end -->"
+NOTHING = "Not measured yet."
+_SCORES = ("pq", "sq", "rq", "pq_th", "pq_st", "pq_teacher_forced")
+
+
+def results_markdown(folder: Path) -> str:
+    """Returns the tables of a results folder as Markdown.
+
+    Args:
+        folder: Holds `*.json`; it may be missing or empty.
+
+    Raises:
+        InputError: A file is neither an evaluation with a name nor a list of benchmark records.
+    """
+    evaluations: list[Mapping[str, Any]] = []
+    records: list[Mapping[str, Any]] = []
+    training: list[Mapping[str, Any]] = []
+    for path in sorted(folder.glob("*.json")):
+        document = read_json(path, "result")
+        if isinstance(document, list) and all(_has(row, "median_ms", "profile", "kind") for row in document):
+            records += document
+        elif _has(document, "name", "pq", "images", "data"):
+            evaluations.append(document)
+        elif _has(document, "processes", "batch_size"):
+            training.append(document)
+        else:
+            raise InputError(
+                f"{path} is not a result.",
+                expected="an evaluation with a name, a list of benchmark records, or a training speed",
+                got=", ".join(document)[:80] if isinstance(document, dict) else type(document).__name__,
+                todo="write it with `edge-seg evaluate --json` or `edge-seg benchmark`",
+            )
+    speeds = [read_json(path, "speed run") for path in sorted((folder / "speed").glob("*.json"))]
+    sections = (_accuracy(evaluations), _ablation(folder / "ablation"), _latency(records), _speed(speeds))
+    return "\n\n".join([text for section in (*sections, _training(training)) for text in section]) or NOTHING
+
+
+def replace_block(text: str, block: str) -> str:
+    """Returns `text` with everything between the two marks replaced by `block`.
+
+    Raises:
+        InputError: The marks are not there exactly once and in order.
+    """
+    head, begin, rest = text.partition(BEGIN)
+    _, end, tail = rest.partition(END)
+    if not begin or not end or BEGIN in rest or END in head + tail:
+        raise InputError("The text has no results block.", expected=f"one {BEGIN} and then one {END}")
+    return f"{head}{BEGIN}\n{block}\n{END}{tail}"
+
+
+def _has(document: Any, *keys: str) -> bool:
+    return isinstance(document, Mapping) and all(key in document for key in keys)
+
+
+def _accuracy(evaluations: Sequence[Mapping[str, Any]]) -> list[str]:
+    """One table per data set; the pictures and their fingerprint stand above it."""
+    tables = []
+    for key in dict.fromkeys(_data_key(e) for e in evaluations):
+        rows = [e for e in evaluations if _data_key(e) == key]
+        data, images, fingerprint = key
+        head = f"**Accuracy** on `{data}` (`val`, {images} pictures, data sha256 `{fingerprint[:12]}`), in percent."
+        tables.append(f"{head} PQ with its 95 % interval (bootstrap over pictures).")
+        columns = ("network", "scheme", "PQ", "SQ", "RQ", "PQ things", "PQ stuff", "PQ, true centres", "sha256")
+        tables.append(_table(columns, [_evaluation_row(e) for e in rows]))
+    return tables
+
+
+def _data_key(evaluation: Mapping[str, Any]) -> tuple[str, int, str]:
+    """The data set by the name of its folder: where it lay on a disk is nobody's business."""
+    data = str(evaluation["data"])
+    name = data if data.startswith("synthetic:") else Path(data).name
+    return name, int(evaluation["images"]), str(evaluation.get("data_sha256", ""))
+
+
+def _evaluation_row(evaluation: Mapping[str, Any]) -> list[str]:
+    scores = [_number(evaluation.get(key), 2) for key in _SCORES]
+    if "pq_ci95" in evaluation:
+        low, high = evaluation["pq_ci95"]
+        scores[0] += f" [{low:.1f}, {high:.1f}]"
+    sha256 = str(evaluation.get("file_sha256", ""))[:12]
+    return [str(evaluation["name"]), f"`{evaluation.get('scheme', '')}`", *scores, f"`{sha256}`"]
+
+
+def _ablation(folder: Path) -> list[str]:
+    """The comparison of choices, from its documents; NumPy is imported for it alone."""
+    if not any(folder.glob("*.json")):
+        return []
+    from edge_seg.studies import ablation_table
+
+    return [ablation_table.markdown(ablation_table.table(ablation_table.read_documents(folder)))]
+
+
+def _latency(records: Sequence[Mapping[str, Any]]) -> list[str]:
+    """One table per device and runtime; a record that broke its protocol says so."""
+    tables = []
+    for key in dict.fromkeys(_machine(r) for r in records):
+        rows = [r for r in records if _machine(r) == key]
+        tables.append(f"**Latency** of one picture on {key}: write the input, run, read every output.")
+        columns = ("network", "scheme", "MB", "profile", "median ms", "p90 ms", "runs", "kind", "sha256")
+        tables.append(_table(columns, [_record_row(r) for r in rows]))
+    return tables
+
+
+def _machine(record: Mapping[str, Any]) -> str:
+    device, runtime = record.get("device", {}), record.get("runtime", {})
+    cpu = device.get("cpu") or device.get("soc") or device.get("name") or "an unnamed device"
+    return f"{cpu}, {runtime.get('name', 'runtime')} {runtime.get('version', 'of unknown version')}"
+
+
+def _record_row(record: Mapping[str, Any]) -> list[str]:
+    low, high = record["ci95_median_ms"]
+    kind = record["kind"] if record.get("valid") else f"{record['kind']}, not valid"
+    return [
+        str(record["model"]),
+        f"`{record['scheme']}`",
+        _number(record["size_bytes"] / 1e6, 2),
+        f"`{record['profile']}`",
+        f"{record['median_ms']:.2f} [{low:.2f}, {high:.2f}]",
+        _number(record.get("p90_ms"), 2),
+        str(record.get("n", "")),
+        kind,
+        f"`{str(record.get('sha256', ''))[:12]}`",
+    ]
+
+
+def _speed(runs: Sequence[Mapping[str, Any]]) -> list[str]:
+    """One table per interleaved run of `edge_seg.studies.network_speed`; a median that missed its interval says so."""
+    tables = []
+    for run in runs:
+        if run.get("what") == "decoder":
+            tables += _decoder(run)
+            continue
+        cpu, threads = run["device"].get("cpu") or "an unnamed CPU", run["threads"]
+        tables.append(
+            f"**Speed** with random weights, all files in turns, {threads} thread, {cpu} (`{run['command']}`). Ratios "
+            f"are to the published form in the same scheme; the last column is work per second beside 3x3 convolutions."
+        )
+        columns = ("network", "scheme", "GMAC", "median ms", "of published", "of own fp32", "of 3x3")
+        tables.append(_table(columns, [_speed_row(row) for row in run["rows"]]))
+    return tables
+
+
+def _speed_row(row: Mapping[str, Any]) -> list[str]:
+    low, high = row["ci95_median_ms"]
+    missed = "" if row["interval_met"] else ", wider than asked"
+    ratios = [f"{row[key][1]:.2f}" if row[key] else "" for key in ("of_published", "of_own_fp32")]
+    return [
+        row["network"],
+        f"`{row['scheme']}`",
+        _number(row["macs_graph"] and row["macs_graph"] / 1e9, 2),
+        f"{row['median_ms']:.2f} [{low:.2f}, {high:.2f}]{missed}",
+        *ratios,
+        _number(row["share_of_3x3"], 2),
+    ]
+
+
+def _decoder(run: Mapping[str, Any]) -> list[str]:
+    """A table of `edge_seg.studies.decoder_speed`: the decoder beside the straightforward merge."""
+    cpu = run["device"].get("cpu") or "an unnamed CPU"
+    priority = ", real-time priority" if run["real_time_priority"] else ""
+    columns = ("input px", "proposals", "segments", "median ms", "straightforward ms", "ratio")
+    return [
+        f"**Decoder** of MaskConver from raw arrays to id map and segments at network size, on {run['source']}, in "
+        f"turns with the straightforward merge, {run['threads']} thread{priority}, {cpu} (`{run['command']}`).",
+        _table(columns, [_decoder_row(row) for row in run["rows"]]),
+    ]
+
+
+def _decoder_row(row: Mapping[str, Any]) -> list[str]:
+    ratio_low, ratio, ratio_high = row["ratio"]
+    medians = []
+    for timing in (row["fast"], row["straightforward"]):
+        low, high = timing["ci95_median_ms"]
+        missed = "" if timing["interval_met"] else ", wider than asked"
+        medians.append(f"{timing['median_ms']:.2f} [{low:.2f}, {high:.2f}]{missed}")
+    return [
+        str(row["input_px"]),
+        str(row["proposals"]),
+        _number(row["segments_mean"], 1),
+        *medians,
+        f"{ratio:.3f} [{ratio_low:.3f}, {ratio_high:.3f}]",
+    ]
+
+
+def _training(runs: Sequence[Mapping[str, Any]]) -> list[str]:
+    """One table per training speed: pictures per second and where the time goes, per number of processes."""
+    tables = []
+    for run in runs:
+        cpu = run["device"].get("cpu") or "an unnamed CPU"
+        tables.append(
+            f"**Training speed** of `{run['network']}`, batch {run['batch_size']} over all processes, {run['cores']} "
+            f"cores, {cpu} (`{run['command']}`); decoded pictures in memory. Shares of the time in percent; exchange "
+            f"includes waiting for the other process."
+        )
+        shares = list(run["processes"][0]["share"])
+        columns = (
+            "processes",
+            "threads each",
+            "pictures per s",
+            "of each round",
+            *(s.replace("_", " ") for s in shares),
+        )
+        tables.append(_table(columns, [_training_row(row) for row in run["processes"]]))
+    return tables
+
+
+def _training_row(row: Mapping[str, Any]) -> list[str]:
+    rounds = " / ".join(_number(rate, 2) for rate in row["images_per_s_of_rounds"])
+    shares = [_number(100 * share, 1) for share in row["share"].values()]
+    return [str(row["count"]), str(row["threads"]), _number(row["images_per_s"], 2), rounds, *shares]
+
+
+def _number(value: float | None, digits: int) -> str:
+    return "" if value is None else f"{value:.{digits}f}"
+
+
+def _table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    ruler = ["---"] * len(columns)
+    cells = [[cell.replace("|", "\\|") for cell in row] for row in (columns, ruler, *rows)]
+    return "\n".join(f"| {' | '.join(row)} |" for row in cells)
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Rewrites the block of a Markdown file; returns the exit code.
+
+    Args:
+        arguments: The Markdown file and the folder of results.
+    """
+    if len(arguments) != 2:
+        print("usage: python -m edge_seg.studies.results_table README.md results", file=sys.stderr)
+        return InputError.exit_code
+    readme, folder = Path(arguments[0]), Path(arguments[1])
+    try:
+        text = replace_block(readme.read_text(encoding="utf-8"), results_markdown(folder))
+        write_bytes(readme, text.encode())
+    except EdgeSegError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return error.exit_code
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
