@@ -252,6 +252,8 @@ def test_the_trainings_of_the_main_group_are_those_that_were_agreed():
         "blob_stuff": "criterion.dense_stuff=false",
         "added": "model.options.class_embedding=add",
         "mask_centers": "criterion.centers=mask",
+        "live_norm": "optim.freeze_batchnorm=none",
+        "slow_backbone": "optim.backbone_lr_scale=0.1",
     }
 
 

@@ -91,8 +91,8 @@ def test_every_check_refuses_some_graph_and_takes_another(check, tmp_path):
 
 
 def test_every_source_of_the_table_is_used():
-    text = (vulkan.Path(accelerator_module.__file__).parent / "delegates" / "gpu_rules.toml").read_text()
-    code = (vulkan.Path(accelerator_module.__file__).parent / "delegates" / "gpu.py").read_text()
+    text = (vulkan.Path(accelerator_module.__file__).parent.parent / "delegates" / "gpu_rules.toml").read_text()
+    code = (vulkan.Path(accelerator_module.__file__).parent.parent / "delegates" / "gpu.py").read_text()
     body = text.split("[ops.CONV_2D]")[1]
     unused = [s for s in TABLE.sources if f'"{s}"' not in body + code and s != TABLE.limits_source]
     assert unused == []
