@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Union
@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edge_seg.artifact import sha256_of
-from edge_seg.contract import OutputTensor
+from edge_seg.contract import Contract, OutputTensor
 from edge_seg.converters.exported import Exported, Reference, open_exported, read_reference
 from edge_seg.converters.integers.checks import IntegerChecks, MirrorParity
 from edge_seg.converters.integers.trained_numbers import TrainedNumbers
@@ -221,7 +221,7 @@ def _tolerance(scheme: str, runtime: Mapping[str, str]) -> Tolerance:
 
 
 def _compare(runner: Runner, exported: Exported, images: Sequence[NDArray[np.uint8]], kernels: Engine) -> VerifyReport:
-    _check_origin(runner, exported)
+    check_origin(runner.path, runner.contract, exported, TOLERANCES)
     reference = read_reference(exported)
     integers = IntegerChecks(runner.graph, runner.contract, exported, kernels)
     tallies = {o.name: _Tally(o, reference.float32_error_of_range[o.name]) for o in runner.contract.outputs}
@@ -252,20 +252,26 @@ def _compare(runner: Runner, exported: Exported, images: Sequence[NDArray[np.uin
     )
 
 
-def _check_origin(runner: Runner, exported: Exported) -> None:
-    parent = runner.contract.model.parents.get("exported_sha256", "")
+def check_origin(path: Path, contract: Contract, exported: Exported, schemes: Collection[str]) -> None:
+    """Raises ArtifactError unless a file was made from this export, in a scheme that can be judged.
+
+    Args:
+        path: The file.
+        contract: Its contract.
+        exported: What it is compared with.
+        schemes: Schemes there are tolerances for.
+    """
+    parent = contract.model.parents.get("exported_sha256", "")
     if parent != exported.program_sha256:
         raise ArtifactError(
-            f"{runner.path} was not made from {exported.folder}.",
+            f"{path} was not made from {exported.folder}.",
             expected=f"exported_sha256 {exported.program_sha256}",
             got=parent or "none",
             todo="verify against the folder it was converted from, or convert again",
         )
-    if runner.contract.model.scheme not in TOLERANCES:
+    if contract.model.scheme not in schemes:
         raise ArtifactError(
-            f"{runner.path} has a scheme without a tolerance.",
-            expected=", ".join(TOLERANCES),
-            got=runner.contract.model.scheme,
+            f"{path} has a scheme without a tolerance.", expected=", ".join(schemes), got=contract.model.scheme
         )
 
 

@@ -22,7 +22,6 @@ from edge_seg.converters.flatbuffer import Graph
 from edge_seg.converters.integers.file import network_of_file
 from edge_seg.converters.integers.mirror import IntegerMirror
 from edge_seg.converters.integers.trained_numbers import TrainedNumbers, compare_numbers
-from edge_seg.errors import ArtifactError, InputError
 from edge_seg.schemes import SCHEMES
 
 
@@ -105,19 +104,11 @@ class IntegerChecks:
             self.numbers = compare_numbers(trained.network, network_of_file(graph, contract))
             self._mirror = trained
         elif self._quantised and not self._reason:
-            self._read_file(graph, contract)
+            self._mirror, self._reason = IntegerMirror.of_any_file(graph, contract)
         self._equal = dict.fromkeys(self._outputs, 0)
         self._size = dict.fromkeys(self._outputs, 0)
         self._max_lsb = dict.fromkeys(self._outputs, 0)
         self._pictures = 0
-
-    def _read_file(self, graph: Graph, contract: Contract) -> None:
-        try:
-            self._mirror = IntegerMirror.of_file(graph, contract)
-        except ArtifactError:
-            raise
-        except InputError as error:
-            self._reason = str(error).splitlines()[0]  # a file that anybody may have made; it is judged by its figures
 
     def add(self, image_hwc_u8: NDArray[np.uint8], raw: Mapping[str, NDArray[Any]]) -> None:
         """Compares the raw outputs for one picture, uint8 [H, W, 3], with the mirror's."""

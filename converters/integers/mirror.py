@@ -24,7 +24,7 @@ from edge_seg.converters.integers.kernels import Ints
 from edge_seg.converters.integers.network import IntegerNetwork, IntegerOp
 from edge_seg.converters.integers.program import network_of_program
 from edge_seg.converters.interpreter import check_picture
-from edge_seg.errors import InputError
+from edge_seg.errors import ArtifactError, InputError
 from edge_seg.schemes import Grid
 
 _Grids = Sequence[Grid]
@@ -59,6 +59,20 @@ class IntegerMirror:
     def of_file(cls, graph: Graph, contract: Contract) -> IntegerMirror:
         """Mirrors an int8 .tflite; raises as `network_of_file`."""
         return cls(network_of_file(graph, contract), contract)
+
+    @classmethod
+    def of_any_file(cls, graph: Graph, contract: Contract) -> tuple[IntegerMirror | None, str]:
+        """Mirrors a quantised .tflite that anybody may have made; without a mirror, says why.
+
+        Raises:
+            ArtifactError: The file is broken.
+        """
+        try:
+            return cls.of_file(graph, contract), ""
+        except ArtifactError:
+            raise
+        except InputError as error:
+            return None, str(error).splitlines()[0]
 
     def run(self, image_hwc_u8: NDArray[np.uint8]) -> dict[str, Ints]:
         """Runs the network once.

@@ -17,7 +17,6 @@ from edge_seg.converters.integers.mirror import IntegerMirror
 from edge_seg.converters.integers.network import IntegerOp
 from edge_seg.converters.integers.program import module_path
 from edge_seg.converters.layers.match import MatchedLayer, Sources, kind_of
-from edge_seg.errors import ArtifactError, InputError
 from edge_seg.schemes import SCHEMES
 
 _KINDS: Mapping[str, str] = {
@@ -66,12 +65,8 @@ class LayerMirror:
             self._of_file(graph, contract, layers)
 
     def _of_file(self, graph: Graph, contract: Contract, layers: Sequence[MatchedLayer]) -> None:
-        try:
-            self._mirror = IntegerMirror.of_file(graph, contract)
-        except ArtifactError:
-            raise
-        except InputError as error:
-            self.reason = str(error).splitlines()[0]  # a file that anybody may have made; it is judged by its figures
+        self._mirror, self.reason = IntegerMirror.of_any_file(graph, contract)
+        if self._mirror is None:
             return
         made = {op.output: op for op in self._mirror.network.ops}
         self._ops = {x.op.index: made[x.tensor] for x in layers if x.tensor in made}

@@ -26,6 +26,7 @@ from edge_seg.converters.layers.mirror import LayerMirror
 from edge_seg.converters.layers.program import LayeredProgram
 from edge_seg.converters.layers.report import COLUMNS, FirstDivergence, LayerRow, LayersReport
 from edge_seg.converters.layers.values import FileValues
+from edge_seg.converters.verify import check_origin
 from edge_seg.errors import ArtifactError, EdgeSegError
 from edge_seg.schemes import SCHEMES
 
@@ -52,7 +53,7 @@ def verify_layers(file: Path, against: Path, images: Sequence[NDArray[np.uint8]]
     """
     exported = open_exported(against)
     values = FileValues(file, "xnnpack")
-    _check_origin(values, exported, file)
+    check_origin(file, values.contract, exported, SCHEMES)
     pictures = [*read_reference(exported).inputs_nhwc_u8[:REFERENCE_IMAGES], *images]
     comparison = _Comparison(values, FileValues(file, "reference"), exported, file)
     try:
@@ -64,21 +65,6 @@ def verify_layers(file: Path, against: Path, images: Sequence[NDArray[np.uint8]]
         comparison.notes.append(f"judged by constants and grids only: {error.what} {error.got}")
         return comparison.report(0)
     return comparison.report(len(pictures))
-
-
-def _check_origin(values: FileValues, exported: Exported, file: Path) -> None:
-    parent = values.contract.model.parents.get("exported_sha256", "")
-    if parent != exported.program_sha256:
-        raise ArtifactError(
-            f"{file} was not made from {exported.folder}.",
-            expected=f"exported_sha256 {exported.program_sha256}",
-            got=parent or "none",
-            todo="verify against the folder it was converted from, or convert again",
-        )
-    if values.contract.model.scheme not in SCHEMES:
-        raise ArtifactError(
-            f"{file} has an unknown scheme.", expected=", ".join(SCHEMES), got=values.contract.model.scheme
-        )
 
 
 @dataclass(eq=False)
@@ -117,7 +103,7 @@ class _Comparison:
             opened: list[tuple[str, FileValues]] = [
                 (f"float_{kernels}", FileValues(path, kernels)) for kernels in ("xnnpack", "reference")
             ]
-            _check_origin(opened[0][1], self.exported, path)
+            check_origin(path, opened[0][1].contract, self.exported, SCHEMES)
         except EdgeSegError as error:
             self.notes.append(f"no fp32 file to compare with: {error.what}")
             return []

@@ -54,7 +54,7 @@ def advise(graph: Graph, target: str) -> Advice:
         return Advice(target, "w8a8", f"{why}. It needs calibration pictures.")
     verdict = as_int8(graph)
     if verdict.fully_delegable and verdict.partitions == 1:
-        why = "the whole network stays in one XNNPACK partition in int8; such networks ran 1.1 to 3.8 times as fast as"
+        why = "the whole network stays in one XNNPACK partition in int8; such networks ran 1.1 to 1.7 times as fast as"
         return Advice(target, "w8a8", f"{why} fp32 on the x86 host measured here. It needs calibration pictures.")
     words = ", ".join(_refused(verdict))
     why = f"in int8, {words} would fall out of XNNPACK and cut the network into {verdict.partitions} partitions"
