@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from edge_seg.artifact import read_json, write_bytes
+from edge_seg.benchmarks.report_metric import METRICS, Metric, metric_of
 from edge_seg.benchmarks.report_plots import variant_key
 from edge_seg.benchmarks.result import Record, Samples, load_records, samples_path
 from edge_seg.errors import EdgeSegError, InputError
@@ -47,7 +48,7 @@ class ReportInput:
         folder: Name of the folder.
         quickstart: `quickstart.json`: title, command, data, model, created_utc, device, notes.
         training: Lines of `train/metrics.jsonl` with a loss.
-        progress: Lines of `train/metrics.jsonl` with a PQ.
+        progress: Lines of `train/metrics.jsonl` with a PQ or an AP.
         evaluations: `evaluate/*.json`, PyTorch first; figures in percent.
         controls: `controls.json`.
         conversions: `convert/*.json`.
@@ -72,6 +73,11 @@ class ReportInput:
     samples: Mapping[int, Samples] = field(default_factory=dict)
     pictures: tuple[Mapping[str, Picture], ...] = ()
     remarks: tuple[str, ...] = ()
+
+    @property
+    def metric(self) -> Metric:
+        """The metric that the files were scored with."""
+        return metric_of([*self.evaluations, *self.progress])
 
 
 def write_report(folder: Path, out: Path) -> Path:
@@ -112,7 +118,7 @@ def load_report_input(folder: Path) -> ReportInput:
         folder=folder.resolve().name,
         quickstart=_document(folder / "quickstart.json"),
         training=tuple(line for line in lines if "loss" in line),
-        progress=tuple(line for line in lines if "pq" in line),
+        progress=tuple(line for line in lines if any(metric.key in line for metric in METRICS)),
         evaluations=_evaluations(folder / "evaluate"),
         controls=_document(folder / "controls.json"),
         conversions=tuple(conversions[name] for name in sorted(conversions, key=variant_key)),
@@ -157,8 +163,8 @@ def _documents(folder: Path) -> dict[str, Document]:
 def _evaluations(folder: Path) -> tuple[Document, ...]:
     found = []
     for stem, document in _documents(folder).items():
-        if not isinstance(document.get("pq"), int | float):
-            raise InputError(f"{folder / stem}.json has no PQ.", expected='"pq": a number in percent')
+        if metric_of([document]).value(document) is None:
+            raise InputError(f"{folder / stem}.json has no PQ or AP.", expected='"pq" or "ap": a number in percent')
         found.append({"name": stem, **document})
     return tuple(sorted(found, key=lambda item: variant_key(str(item["name"]))))
 

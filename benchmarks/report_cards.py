@@ -6,6 +6,7 @@ from typing import Any
 
 from edge_seg.benchmarks.report import Document, ReportInput
 from edge_seg.benchmarks.report_html import Html, badge, esc, interval, join, milliseconds, number, size
+from edge_seg.benchmarks.report_metric import Metric
 from edge_seg.benchmarks.report_plots import color_of, variant_key
 from edge_seg.benchmarks.result import Record
 
@@ -77,26 +78,28 @@ def cards(found: ReportInput) -> Html | None:
 def _card(found: ReportInput, name: str, base: Document | None, profile: str | None) -> Html:
     item, converted = evaluation_of(found, name), conversion_of(found, name)
     records = [record for record in records_of(found, name) if record.profile == profile]
-    rows = [*_accuracy_rows(item, base), *_file_rows(converted, records)]
+    metric = found.metric
+    rows = [*_accuracy_rows(item, base, metric), *_file_rows(converted, records)]
     listed = "".join(f"<dt>{esc(key)}</dt><dd>{esc(value)}</dd>" for key, value in rows)
     foot = [*(state_badges(records[0]) if records else [])]
     foot += [
         verdict_badge(check) for variant, check in found.checks if variant == name and check.get("delegate") == "gpu"
     ]
-    pq = number((item or {}).get("pq"), 1)
+    value = number((item or {}).get(metric.key), 1)
     return Html(
         f'<article class="card" style="--tint:{color_of(name)}"><h3>{esc(name)}</h3>'
-        f'<div class="big">{pq} <small>PQ %</small></div><dl>{listed}</dl>'
+        f'<div class="big">{value} <small>{metric.title} %</small></div><dl>{listed}</dl>'
         f'<div class="foot">{join(*foot).text}</div></article>'
     )
 
 
-def _accuracy_rows(item: Document | None, base: Document | None) -> list[tuple[str, str]]:
+def _accuracy_rows(item: Document | None, base: Document | None, metric: Metric) -> list[tuple[str, str]]:
     if item is None:
         return [("accuracy", "not evaluated")]
-    rows = [("PQ, 95 %", interval(*_ends(item.get("pq_ci95")), formatted=lambda v: number(v, 1)))]
+    ends = _ends(item.get(metric.interval_key))
+    rows = [(f"{metric.title}, 95 %", interval(*ends, formatted=lambda v: number(v, 1)))]
     if base is not None and base is not item:
-        rows.append(("against torch", number(item["pq"] - base["pq"], 1, signed=True)))
+        rows.append(("against torch", number(item[metric.key] - base[metric.key], 1, signed=True)))
     return rows
 
 

@@ -34,10 +34,10 @@ def tradeoff(found: ReportInput) -> Html | None:
             points += [(record, item) for record in records_of(found, name)]
     if not points:
         return None
-    caption = "PQ against the median latency of one run, both with 95 % intervals."
+    caption = f"{found.metric.title} against the median latency of one run, both with 95 % intervals."
     if any(record.kind != "measured" or not record.valid for record, _ in points):
         caption += " Open marks are emulated, estimated or invalid."
-    return figure("tradeoff", pareto_plot(points), caption)
+    return figure("tradeoff", pareto_plot(points, found.metric), caption)
 
 
 def latency(found: ReportInput) -> Html | None:

@@ -83,7 +83,7 @@ _PARTS: tuple[_Part, ...] = (
         "classes",
         "Classes",
         report_accuracy.classes,
-        "PQ of each class in percent; stronger color is better. A dash means the class was not in these pictures.",
+        "Each class in percent; stronger color is better. A dash means the class was not in these pictures.",
         "evaluate/*.json with per_class is not in this folder.",
     ),
     (

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from edge_seg.benchmarks.report_metric import Metric
 from edge_seg.benchmarks.result import Record, Samples
 
 Spec = dict[str, Any]
@@ -48,36 +49,39 @@ def color_of(name: str) -> str:
     return _COLORS.get(name) or _SPARE[sum(name.encode()) % len(_SPARE)]
 
 
-def accuracy_plot(evaluations: Sequence[Mapping[str, Any]]) -> Spec:
-    """Plots PQ with its interval, one line per variant, best read from top to bottom.
+def accuracy_plot(evaluations: Sequence[Mapping[str, Any]], metric: Metric) -> Spec:
+    """Plots a metric with its interval, one line per variant, best read from top to bottom.
 
     Args:
-        evaluations: Documents with `name`, `pq` (percent) and perhaps `pq_ci95`.
+        evaluations: Documents with `name`, the metric (percent) and perhaps its interval.
+        metric: The metric.
     """
     data = []
     for item in evaluations:
-        name, value = str(item["name"]), item["pq"]
+        name, value = str(item["name"]), item[metric.key]
         data.append(
             {
                 "type": "scatter",
                 "mode": "markers",
                 "x": [value],
                 "y": [_label(name)],
-                "error_x": _error(value, item.get("pq_ci95")),
+                "error_x": _error(value, item.get(metric.interval_key)),
                 "marker": {"color": color_of(name), "size": 12},
-                "hovertemplate": "%{y}: PQ %{x:.2f}<extra></extra>",
+                "hovertemplate": f"%{{y}}: {metric.title} %{{x:.2f}}<extra></extra>",
                 "showlegend": False,
             }
         )
-    layout = {"xaxis": {"title": {"text": "PQ, %"}}, "yaxis": {"autorange": "reversed", "type": "category"}}
+    title = {"text": f"{metric.title}, %"}
+    layout = {"xaxis": {"title": title}, "yaxis": {"autorange": "reversed", "type": "category"}}
     return {"data": data, "layout": layout, "height": 80 + 40 * len(data)}
 
 
-def pareto_plot(points: Sequence[tuple[Record, Mapping[str, Any]]]) -> Spec:
-    """Plots PQ against the median latency, both with their intervals; open marks are not measurements.
+def pareto_plot(points: Sequence[tuple[Record, Mapping[str, Any]]], metric: Metric) -> Spec:
+    """Plots a metric against the median latency, both with their intervals; open marks are not measurements.
 
     Args:
         points: Records with the evaluation of the same file.
+        metric: The metric.
     """
     profiles = sorted({record.profile for record, _ in points})
     data: list[dict[str, Any]] = []
@@ -89,9 +93,9 @@ def pareto_plot(points: Sequence[tuple[Record, Mapping[str, Any]]]) -> Spec:
                 "type": "scatter",
                 "mode": "markers+text",
                 "x": [record.median_ms],
-                "y": [item["pq"]],
+                "y": [item[metric.key]],
                 "error_x": _error(record.median_ms, record.ci95_median_ms),
-                "error_y": _error(item["pq"], item.get("pq_ci95")),
+                "error_y": _error(item[metric.key], item.get(metric.interval_key)),
                 "text": [_label(name)],
                 "textposition": "bottom right" if len(data) % 2 else "top right",
                 "cliponaxis": False,
@@ -101,7 +105,7 @@ def pareto_plot(points: Sequence[tuple[Record, Mapping[str, Any]]]) -> Spec:
                     "symbol": symbol if solid else f"{symbol}-open",
                 },
                 "name": _label(f"{name}, {record.profile}"),
-                "hovertemplate": f"{_label(name)}<br>%{{x:.3f}} ms, PQ %{{y:.2f}}<extra>"
+                "hovertemplate": f"{_label(name)}<br>%{{x:.3f}} ms, {metric.title} %{{y:.2f}}<extra>"
                 f"{_label(record.profile)}</extra>",
                 "showlegend": False,
             }
@@ -111,7 +115,7 @@ def pareto_plot(points: Sequence[tuple[Record, Mapping[str, Any]]]) -> Spec:
     ]
     layout = {
         "xaxis": {"title": {"text": "median latency of one run, ms"}, "rangemode": "tozero"},
-        "yaxis": {"title": {"text": "PQ, %"}},
+        "yaxis": {"title": {"text": f"{metric.title}, %"}},
     }
     return {"data": data, "layout": layout, "height": 420}
 
@@ -188,22 +192,16 @@ def losses_plot(lines: Sequence[Mapping[str, Any]]) -> Spec:
     return {"data": data, "layout": layout, "height": 340}
 
 
-def progress_plot(lines: Sequence[Mapping[str, Any]]) -> Spec:
-    """Plots PQ on validation pictures over the pictures seen."""
-    names = {
-        "pq": ("PQ", "#0f82c4"),
-        "pq_th": ("PQ things", "#d4572a"),
-        "pq_st": ("PQ stuff", "#0a9c74"),
-        "pq_teacher_forced": ("PQ, true centers", "#7f8c9b"),
-    }
+def progress_plot(lines: Sequence[Mapping[str, Any]], metric: Metric) -> Spec:
+    """Plots a metric on validation pictures over the pictures seen."""
     data = [
         {**_line(lines, key, name=label, color=color, width=2), "mode": "lines+markers"}
-        for key, (label, color) in names.items()
+        for key, label, color in metric.curves
         if any(key in line for line in lines)
     ]
     layout = {
         "xaxis": {"title": {"text": "pictures seen"}},
-        "yaxis": {"title": {"text": "PQ, %"}, "rangemode": "tozero"},
+        "yaxis": {"title": {"text": f"{metric.title}, %"}, "rangemode": "tozero"},
     }
     return {"data": data, "layout": layout, "height": 340}
 

@@ -26,12 +26,16 @@ from edge_seg.benchmarks.stats import median
 
 
 def training(found: ReportInput) -> Html | None:
-    """Returns losses and validation PQ over the pictures seen."""
+    """Returns losses and the metric on validation pictures over the pictures seen."""
     plots = []
     if found.training:
         plots.append(figure("losses", losses_plot(found.training), "Loss and its parts, logarithmic."))
     if found.progress:
-        plots.append(figure("progress", progress_plot(found.progress), "PQ on validation pictures."))
+        plots.append(
+            figure(
+                "progress", progress_plot(found.progress, found.metric), f"{found.metric.title} on validation pictures."
+            )
+        )
     if not plots:
         return None
     return join(Html('<div class="pair">'), *plots, Html("</div>"), paragraph(_rate(found), "note"))

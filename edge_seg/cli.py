@@ -64,10 +64,10 @@ def cli() -> None:
 
 @cli.command()
 @click.argument("name", required=False)
-@click.option("--num-classes", default=133, show_default=True)
+@click.option("--num-classes", type=int, help="Default: 133 of panoptic, 80 of instance networks (COCO).")
 @click.option("--input", "input_px", default=0, help="Side of the input in pixels; 0 takes the network's own.")
 @_json_option
-def models(name: str | None, num_classes: int, input_px: int, as_json: bool) -> None:
+def models(name: str | None, num_classes: int | None, input_px: int, as_json: bool) -> None:
     """List networks with their size and cost. Example: edge-seg models maskconver_mh_256 --num-classes 10."""
     from edge_seg.models.base import MODELS
     from edge_seg.models.describe import describe, table
@@ -115,7 +115,32 @@ def _train(config: Path, overrides: tuple[str, ...], out: Path, *, resume: bool,
         "epochs": done.epochs,
         "seconds": done.seconds,
     }
-    _emit(document, f"PQ {done.metrics['pq']:.2f} after {done.seconds:.0f} s: {done.checkpoint}", as_json)
+    metric = done.metrics["metric"]
+    score = f"{metric.upper()} {done.metrics[metric]:.2f}"
+    _emit(document, f"{score} after {done.seconds:.0f} s: {done.checkpoint}", as_json)
+
+
+@cli.command(name="import")
+@click.argument("file", type=_FILE)
+@click.option("--from", "kind", required=True, help="Whose checkpoint: adelaidet, solo.")
+@click.option("--model", required=True, help="Network to fill, e.g. blendmask_rt_mnv2.")
+@click.option("--option", "options", multiple=True, metavar="KEY=VALUE", help="Option of the network; repeatable.")
+@click.option("--input", "input_px", default=0, help="Side of the input in pixels; 0 takes the network's own.")
+@click.option("--num-classes", default=80, show_default=True)
+@click.option("--classes", type=_FILE, help="COCO JSON that names the classes, instead of --num-classes.")
+@click.option("--out", type=_FILE, required=True, help="The checkpoint, .safetensors.")
+@_json_option
+def import_(file: Path, out: Path, options: tuple[str, ...], as_json: bool, **wanted: Any) -> None:
+    """Take another project's checkpoint. Example: edge-seg import a.pth --from solo --model M --out m.safetensors.
+
+    Strict: every tensor of the network is found, or nothing is written. The licence of the weights goes along.
+    """
+    from edge_seg.commands.import_checkpoint import Wanted, import_checkpoint
+
+    document = import_checkpoint(file, Wanted(options=_decoder_params(options), **wanted), out)
+    unmapped = document["unmapped"]
+    left = f"; left out: {', '.join(unmapped[:5])} ({len(unmapped)})" if unmapped else ""
+    _emit(document, f"{document['mapped']} tensors{left}\nlicence: {document['licence']}\n{out}", as_json)
 
 
 @cli.command()
@@ -199,17 +224,15 @@ def check(file: Path, delegate: str, as_json: bool) -> None:
 @click.option("--limit", default=0, help="Only this many pictures, evenly spread.")
 @click.option("--threads", default=2, show_default=True)
 @click.option("--controls", is_flag=True, help="Also score shifted masks and swapped classes.")
+@click.option("--metric", type=click.Choice(["pq", "ap"]), help="Instead of the task's own: PQ panoptic, AP instance.")
 @_set_option
 @_json_option
-def evaluate(
-    model: Path, data: str, limit: int, threads: int, controls: bool, decoder: tuple[str, ...], as_json: bool
-) -> None:
+def evaluate(model: Path, data: str, decoder: tuple[str, ...], as_json: bool, **options: Any) -> None:
     """Score a checkpoint or a .tflite. Example: edge-seg evaluate t/a_w8a8.tflite --data synthetic:easy."""
     from edge_seg.steps import evaluate_model, evaluation_text
 
-    document = evaluate_model(
-        model, data, limit=limit, threads=threads, controls=controls, decoder=_decoder_params(decoder)
-    )
+    options["metric"] = options["metric"] or ""
+    document = evaluate_model(model, data, decoder=_decoder_params(decoder), **options)
     _emit(document, evaluation_text(document), as_json)
 
 

@@ -123,7 +123,7 @@ def _graph(network: Network, options: Mapping[str, bool]) -> ExportGraph:
             got=f"fold {fold}, split_7x7 {options['split_7x7']}",
             todo="export without --no-fold and --no-split-7x7",
         )
-    graph = network.export_graph(lazy_embedding=fold, fold_mask=fold, split_7x7=options["split_7x7"])
+    graph = network.export_graph(fold=fold, split_7x7=options["split_7x7"])
     return replace(graph, body=integer_form(graph.body))
 
 

@@ -21,6 +21,8 @@ from edge_seg.contract import Contract
 from edge_seg.data.sample import Dataset, Sample
 from edge_seg.data.source import open_dataset
 from edge_seg.data.synthetic import SyntheticScenes
+from edge_seg.data.things import for_task
+from edge_seg.decoders.base import PanopticResult
 from edge_seg.evaluation.evaluate import spread
 from edge_seg.evaluation.overlay import overlay
 from edge_seg.evaluation.predict import segments_json, write_png
@@ -92,7 +94,8 @@ def quickstart(
     scores = results["score every file"]
     return {
         "report": str(results["report"]),
-        "pq": {k: v["pq"] for k, v in scores.items() if k in ("torch", *SCHEMES)},
+        "metric": scores["torch"]["metric"],
+        scores["torch"]["metric"]: {k: v[v["metric"]] for k, v in scores.items() if k in ("torch", *SCHEMES)},
         "controls": scores["torch"]["controls"],
         "files": [str(f) for f in chain.files().values()],
         "seconds": round(time.perf_counter() - started, 1),
@@ -107,19 +110,29 @@ def default_out(data: str) -> Path:
 
 
 def summary(document: dict[str, Any]) -> str:
-    """Returns the verb's document as text: PQ of each file, the controls, and where the report lies."""
-    lines = [f"PQ {name:12} {value:6.2f}" for name, value in document["pq"].items()]
+    """Returns the verb's document as text: PQ or AP of each file, the controls, and where the report lies."""
+    metric = document["metric"]
+    title = metric.upper()
+    lines = [f"{title} {name:12} {value:6.2f}" for name, value in document[metric].items()]
     for name, row in document["controls"].items():
-        hit = f", the two classes {row['pq_classes_before']} -> {row['pq_classes']}" if "classes" in row else ""
-        lines.append(f"control: {name}: PQ {row['pq']}{hit}")
+        before, after = row.get(f"{metric}_classes_before"), row.get(f"{metric}_classes")
+        hit = f", the two classes {before} -> {after}" if "classes" in row else ""
+        lines.append(f"control: {name}: {title} {row[metric]}{hit}")
     return "\n".join([*lines, f"{document['seconds']:.0f} s: {document['report']}"])
 
 
 def _settings(data: str, config: Path | None, model: str, overrides: Sequence[str]) -> TrainSettings:
-    synthetic = data.startswith("synthetic:")
-    recipe = config or CONFIGS / ("quickstart_synthetic.toml" if synthetic else "quickstart_photos.toml")
+    recipe = config or _recipe("synthetic" if data.startswith("synthetic:") else "photos", model)
     texts = [f'data.train="{data}"', *([f'model.name="{model}"'] if model else []), *overrides]
     return checked(from_mapping(TrainSettings, apply_overrides(load_toml(recipe), texts)))
+
+
+def _recipe(kind: str, model: str) -> Path:
+    """The family's own recipe where there is one; criterion and decoder settings differ between families."""
+    from edge_seg.models.base import family_of
+
+    own = CONFIGS / f"quickstart_{kind}_{family_of(model)}.toml" if model else None
+    return own if own is not None and own.is_file() else CONFIGS / f"quickstart_{kind}.toml"
 
 
 def _limit(data: str) -> int:
@@ -177,15 +190,15 @@ def _score(chain: _Chain) -> dict[str, Any]:
     for name, file in {"torch": chain.checkpoint, **chain.files()}.items():
         scores[name] = evaluate_model(file, chain.data, limit=chain.limit, controls=name == "torch")
         write_json(chain.out / "evaluate" / f"{name}.json", {"name": name, **scores[name]})
-    published = published_decoder(chain.settings.model.input_px)
-    scores["torch_published_decoder"] = evaluate_model(
-        chain.checkpoint, chain.data, limit=chain.limit, decoder=published
-    )
-    write_json(
-        chain.out / "evaluate" / "torch_published_decoder.json",
-        {"name": "torch_published_decoder", **scores["torch_published_decoder"]},
-    )
-    write_json(chain.out / "controls.json", {"reference_pq": scores["torch"]["pq"], **scores["torch"]["controls"]})
+    torch = scores["torch"]
+    if Contract.load(chain.exported / "contract.json").decoder.name == "maskconver":
+        published = published_decoder(chain.settings.model.input_px)
+        document = evaluate_model(chain.checkpoint, chain.data, limit=chain.limit, decoder=published)
+        name = "torch_published_decoder"
+        scores[name] = document
+        write_json(chain.out / "evaluate" / f"{name}.json", {"name": name, **document})
+    metric = torch["metric"]
+    write_json(chain.out / "controls.json", {f"reference_{metric}": torch[metric], **torch["controls"]})
     return scores
 
 
@@ -234,7 +247,7 @@ def _unseen(chain: _Chain) -> Dataset:
 
 
 def _predict(chain: _Chain) -> None:
-    dataset = _unseen(chain)
+    dataset = for_task(_unseen(chain), Contract.load(chain.exported / "contract.json").model.task)
     models = {"torch": chain.checkpoint, **chain.files()}
     predictors = {name: open_predictor(file, threads=2) for name, file in models.items()}
     rows: list[dict[str, str]] = []
@@ -243,12 +256,11 @@ def _predict(chain: _Chain) -> None:
         stem = f"{number:04d}"
         row = {"image": f"{stem}.image.png", "truth": f"{stem}.truth.png"}
         write_png(chain.out / "predict" / row["image"], Image.fromarray(sample.image_hwc_u8))
-        _draw(chain, row["truth"], sample, sample.id_map_hw_i32, sample.segments, dataset)
+        _draw(chain, row["truth"], sample, sample, dataset)
         for name, predictor in predictors.items():
             prediction = predictor.predict(sample.image_hwc_u8)
             row[name] = f"{stem}.{name}.png"
-            result = prediction.result
-            _draw(chain, row[name], sample, result.id_map_hw_i32, result.segments, dataset)
+            _draw(chain, row[name], sample, prediction.result.panoptic(), dataset)
             write_json(
                 chain.out / "predict" / f"{stem}.{name}.segments.json",
                 segments_json(predictor, prediction, sample.file_name),
@@ -257,8 +269,8 @@ def _predict(chain: _Chain) -> None:
     write_json(chain.out / "predict" / "overlays.json", rows)
 
 
-def _draw(chain: _Chain, name: str, sample: Sample, id_map: Any, segments: Any, dataset: Dataset) -> None:
-    picture = overlay(sample.image_hwc_u8, id_map, segments, dataset.classes)
+def _draw(chain: _Chain, name: str, sample: Sample, shown: Sample | PanopticResult, dataset: Dataset) -> None:
+    picture = overlay(sample.image_hwc_u8, shown.id_map_hw_i32, shown.segments, dataset.classes)
     write_png(chain.out / "predict" / name, Image.fromarray(picture))
 
 

@@ -14,6 +14,7 @@ from edge_seg.contract import Contract
 from edge_seg.data.images import read_image
 from edge_seg.data.sample import Dataset
 from edge_seg.data.source import open_dataset
+from edge_seg.data.things import for_task
 from edge_seg.errors import InputError
 from edge_seg.evaluation.controls import shift_masks, swap_classes
 from edge_seg.evaluation.evaluate import Control, evaluate, spread
@@ -189,16 +190,29 @@ def evaluate_model(
     threads: int = 2,
     controls: bool = False,
     decoder: dict[str, Any] | None = None,
+    metric: str = "",
 ) -> dict[str, Any]:
-    """Scores a checkpoint or a converted file on the `val` split of a data set; returns plain JSON types."""
+    """Scores a checkpoint or a converted file on the `val` split of a data set; returns plain JSON types.
+
+    Args:
+        model: Checkpoint or `.tflite`.
+        data: DATA argument.
+        limit: Pictures, evenly spread; 0 takes all.
+        threads: CPU threads.
+        controls: Whether damaged predictions are scored as well.
+        decoder: Decoder parameters instead of the contract's.
+        metric: "pq" or "ap"; empty takes the task's own.
+    """
     dataset = open_dataset(data, split="val")
     predictor = open_predictor(model, threads=threads, **(decoder or {}))
+    task = predictor.contract.model.task
     result = evaluate(
         predictor,
         dataset,
         limit=limit,
-        teacher_forced=predictor.contract.decoder.name == "maskconver",
-        controls=control_damages(dataset) if controls else None,
+        teacher_forced=True,
+        controls=control_damages(for_task(dataset, task)) if controls else None,
+        metric=metric,
         progress=f"evaluate {model.name}",
     )
     return result.to_json(
@@ -211,26 +225,36 @@ def evaluate_model(
     )
 
 
+_NAMES = {"pq_th": "things", "pq_st": "stuff", "pq_teacher_forced": "with true centres"}
+
+
 def evaluation_text(document: dict[str, Any]) -> str:
     """Returns an evaluation as text for people."""
-    low, high = document["pq_ci95"]
+    metric = document["metric"]
+    low, high = document[f"{metric}_ci95"]
+    keys = list(document)
+    figures = keys[keys.index("metric") + 2 : keys.index(f"{metric}_ci95")]
+    rest = [k for k in ("pq_teacher_forced",) if k in document]
+    told = "  ".join(f"{_NAMES.get(k, k.upper())} {_figure(document[k])}" for k in [*figures, *rest])
     lines = [
-        f"PQ {document['pq']:.2f} [{low:.1f}, {high:.1f}]  SQ {document['sq']:.2f}  RQ {document['rq']:.2f}  "
-        f"things {document['pq_th']:.2f}  stuff {document['pq_st']:.2f}  on {document['images']} images"
+        f"{metric.upper()} {_figure(document[metric])} [{_figure(low)}, {_figure(high)}]  {told}  "
+        f"on {document['images']} images"
     ]
-    if "pq_teacher_forced" in document:
-        lines.append(f"PQ with true centres {document['pq_teacher_forced']:.2f}")
     for name, row in document.get("controls", {}).items():
         hit = ""
         if "classes" in row:
-            hit = f"; of the two classes {row['pq_classes_before']:.2f} -> {row['pq_classes']:.2f}"
-        lines.append(f"PQ after {name}: {row['pq']:.2f}{hit}")
-    lines += [
-        f"  {r['name']:28} PQ {r['pq']:6.2f}  tp {r['tp']:5} fp {r['fp']:5} fn {r['fn']:5}"
-        for r in document["per_class"]
-        if r["pq"] is not None
-    ]
+            before, after = row[f"{metric}_classes_before"], row[f"{metric}_classes"]
+            hit = f"; of the two classes {_figure(before)} -> {_figure(after)}"
+        lines.append(f"{metric.upper()} after {name}: {_figure(row[metric])}{hit}")
+    for row in document["per_class"]:
+        if row[metric] is not None:
+            counts = "  ".join(f"{k} {row[k]:5}" for k in ("tp", "fp", "fn", "objects") if k in row)
+            lines.append(f"  {row['name']:28} {metric.upper()} {row[metric]:6.2f}  {counts}")
     return "\n".join(lines)
+
+
+def _figure(value: float | None) -> str:
+    return "none" if value is None else f"{value:.2f}"
 
 
 def benchmark_text(records: Sequence[Record]) -> str:

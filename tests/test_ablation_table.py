@@ -9,7 +9,8 @@ import pytest
 
 from edge_seg.contract import ClassInfo
 from edge_seg.errors import InputError
-from edge_seg.evaluation.panoptic_quality import Interval, PanopticQuality, paired_bootstrap
+from edge_seg.evaluation.bootstrap import Interval, paired_bootstrap
+from edge_seg.evaluation.panoptic_quality import PanopticQuality
 from edge_seg.studies import ablation_table
 from edge_seg.studies.ablation_table import (
     Variation,

@@ -10,7 +10,8 @@ import pytest
 from edge_seg.contract import ClassInfo
 from edge_seg.data.sample import Segment
 from edge_seg.errors import InputError
-from edge_seg.evaluation.panoptic_quality import PanopticQuality, paired_bootstrap
+from edge_seg.evaluation.bootstrap import interval, paired_bootstrap
+from edge_seg.evaluation.panoptic_quality import PanopticQuality
 
 CAT, DOG, SKY = 0, 1, 2
 CLASSES = (
@@ -178,7 +179,7 @@ def test_a_repeated_segment_is_refused():
 
 
 def test_nothing_cannot_be_scored():
-    for action in (lambda q: q.compute(), lambda q: q.bootstrap_ci(0)):
+    for action in (lambda q: q.compute(), lambda q: interval(q, seed=0)):
         with pytest.raises(InputError, match="nothing to score"):
             action(PanopticQuality(CLASSES))
 
@@ -288,8 +289,8 @@ def test_parts_with_other_classes_cannot_be_merged():
 
 def test_the_interval_holds_the_value_repeats_with_the_seed_and_narrows_with_more_pictures():
     few, many = collect(range(8)), collect(range(80))
-    one, again = few.bootstrap_ci(seed=1), few.bootstrap_ci(seed=1)
-    wide, narrow = few.bootstrap_ci(seed=2), many.bootstrap_ci(seed=2)
+    one, again = interval(few, seed=1), interval(few, seed=1)
+    wide, narrow = interval(few, seed=2), interval(many, seed=2)
     assert one == again != wide
     assert wide.low < wide.value < wide.high
     assert wide.value == few.compute().pq
@@ -303,8 +304,8 @@ def test_a_resample_is_scored_like_the_pictures_it_holds(monkeypatch):
     monkeypatch.setattr(
         np.random, "default_rng", lambda seed: SimpleNamespace(multinomial=lambda n, p, size: np.array([[0, 3, 0]]))
     )
-    interval = quality.bootstrap_ci(seed=0, n=1)
-    assert (interval.low, interval.high) == (pytest.approx(alone), pytest.approx(alone))
+    found = interval(quality, seed=0, n=1)
+    assert (found.low, found.high) == (pytest.approx(alone), pytest.approx(alone))
 
 
 def test_the_difference_to_itself_is_zero_and_to_a_damaged_copy_is_not():

@@ -28,7 +28,7 @@ class Shifted:
     scenes: SyntheticScenes
 
     def __post_init__(self):
-        self.contract = SimpleNamespace(classes=self.scenes.classes)
+        self.contract = SimpleNamespace(classes=self.scenes.classes, model=SimpleNamespace(task="panoptic"))
         self.number = {self.scenes[n].image_hwc_u8.tobytes(): n for n in range(COUNT)}
 
     def predict(self, image):

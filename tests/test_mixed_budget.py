@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -119,6 +120,7 @@ class Judged(_Judge):
     def __init__(self, hits_fp32, hits_int8, limit=10):
         budget = Budget.parse("pq>=1.0*fp32", ("pq",))
         self.wish = Wish(budget, "", limit, Calibration("", 1), "litert", PtqSettings())
+        self.metric = SimpleNamespace(name="pq")
         self.float_file = Path("fp32")
         self._qualities = {Path("fp32"): quality(hits_fp32), Path("int8"): quality(hits_int8)}
         self.fp32 = self.threshold = figure(self._qualities[Path("fp32")], "pq")

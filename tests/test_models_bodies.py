@@ -163,8 +163,8 @@ def count(module: nn.Module, kind) -> int:
 
 
 def test_the_7x7_convolutions_are_split_unless_asked_otherwise_and_compute_the_same(network):
-    whole = network.export_graph(lazy_embedding=False, fold_mask=False, split_7x7=False).body
-    split = network.export_graph(lazy_embedding=False, fold_mask=False).body
+    whole = network.export_graph(fold=False, split_7x7=False).body
+    split = network.export_graph(fold=False).body
     heads = 6 if network.options.head_kernel == 7 else 0
     assert count(whole, is_depthwise_7x7) == count(network.body, is_depthwise_7x7) == heads
     assert count(split, is_depthwise_7x7) == count(whole, lambda m: isinstance(m, SplitDepthwise7x7)) == 0

@@ -248,10 +248,9 @@ def test_masks_are_the_papers_product_and_both_foldings_are_exact(options, image
     truth = masks_by_hand(net, image)
     scale = np.abs(truth).max()
     assert scale > 0.5
-    for lazy in (False, True):
-        for fold in (False, True):
-            got = masks_by_numpy(net, image, lazy_embedding=lazy, fold_mask=fold)
-            assert np.abs(got - truth).max() <= 1e-5 * scale, (lazy, fold)
+    for folded in ({"fold": False}, {"only": "embedding"}, {"only": "mask"}, {}):
+        got = masks_by_numpy(net, image, **folded)
+        assert np.abs(got - truth).max() <= 1e-5 * scale, folded
 
 
 @pytest.mark.parametrize("options", OPTIONS, ids=str)
@@ -287,7 +286,7 @@ def test_masks_of_a_batch_belong_to_their_own_pictures():
     torch.testing.assert_close(together, torch.cat(alone), rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize("fold", [{}, {"fold_mask": False}, {"lazy_embedding": False}])
+@pytest.mark.parametrize("fold", [{}, {"only": "embedding"}, {"only": "mask"}])
 def test_the_contract_tells_which_outputs_end_in_relu(fold, image):
     net = trained(seed=3)
     graph = net.export_graph(**fold)

@@ -79,7 +79,7 @@ def test_the_summary_prints_both_controls():
         "shift by 8 px": {"pq": 20.0},
         "swap a and b": {"pq": 50.0, "classes": ["a", "b"], "pq_classes_before": 60.0, "pq_classes": 0.0},
     }
-    text = summary({"pq": {"torch": 61.5}, "controls": controls, "seconds": 12.0, "report": "r.html"})
+    text = summary({"metric": "pq", "pq": {"torch": 61.5}, "controls": controls, "seconds": 12.0, "report": "r.html"})
     assert "shift by 8 px: PQ 20.0" in text
     assert "60.0 -> 0.0" in text
     assert "r.html" in text

@@ -49,10 +49,33 @@ class Backbone(nn.Module):
         return tuple(stage.path for stage in self.stages[:stages])
 
 
+class PyramidBackbone(nn.Module):
+    """A network that returns its last maps at strides 4, 8, 16 and 32.
+
+    Attributes:
+        stages: Channels and stride after every stage.
+        channels: Channels of the four maps.
+        tail_keys: Prefixes of the classification tail, as in `Backbone`.
+    """
+
+    stages: tuple[Stage, ...]
+    channels: tuple[int, int, int, int]
+    tail_keys: tuple[str, ...] = ()
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Maps a normalised image [N, 3, H, W] to maps at stride 4, 8, 16 and 32 (C2 to C5)."""
+        raise NotImplementedError
+
+    def frozen_paths(self, stages: int) -> tuple[str, ...]:
+        """Returns the module paths of the first `stages` stages, for freezing them in training."""
+        return tuple(stage.path for stage in self.stages[:stages])
+
+
 BACKBONES: Registry[Callable[[], Backbone]] = Registry("backbone", "edge_seg.backbones")
+PYRAMIDS: Registry[Callable[[], PyramidBackbone]] = Registry("pyramid backbone", "edge_seg.backbones")
 
 
-def load_weights(backbone: Backbone, path: Path) -> None:
+def load_weights(backbone: Backbone | PyramidBackbone, path: Path) -> None:
     """Loads a safetensors file by name, strictly.
 
     Args:

@@ -26,10 +26,10 @@ _SENSITIVITY_OPTIONS = (
     click.option("--limit", default=24, show_default=True, help="Pictures scored; 0 takes all."),
     click.option(
         "--metric",
-        type=click.Choice(["auto", "pq", "snr"]),
+        type=click.Choice(["auto", "pq", "ap", "snr"]),
         default="auto",
         show_default=True,
-        help="pq beside output SNR, or SNR alone; auto is pq for panoptic networks.",
+        help="pq or ap beside output SNR, or SNR alone; auto is the metric of the network's task.",
     ),
     click.option("--worst", default=0, show_default=True, help="Score only this many layers of worst SNR; 0 all."),
     click.option("--leave-one-out", is_flag=True, help="The opposite: all in int8 but one layer."),

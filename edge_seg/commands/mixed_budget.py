@@ -9,7 +9,7 @@ from typing import Any
 
 from edge_seg.artifact import sha256_of, write_bytes, write_manifest
 from edge_seg.commands.mixed_choice import LATENCY_NOTE, Candidate, advice_on, cheapest, latency_ms
-from edge_seg.commands.mixed_network import FIGURES, Calibration, PanopticMetric, figure, float_file
+from edge_seg.commands.mixed_network import FIGURES, Accuracy, Calibration, figure, float_file, metric_of_figure
 from edge_seg.converters.convert import Converted
 from edge_seg.converters.interpreter import TfliteRunner
 from edge_seg.converters.metadata import read_contract
@@ -20,7 +20,8 @@ from edge_seg.converters.mixed.trials import Trials, about_trials, open_trials
 from edge_seg.converters.ptq.post_training import PtqSettings
 from edge_seg.converters.ptq.recipe import Recipe, Rule
 from edge_seg.errors import ArtifactError, CheckFailed, InputError
-from edge_seg.evaluation.panoptic_quality import PanopticQuality, paired_bootstrap
+from edge_seg.evaluation.bootstrap import paired_bootstrap
+from edge_seg.evaluation.evaluate import Quality
 from edge_seg.steps import convert_source, exported_folder, pictures
 
 Say = Callable[[str], None]
@@ -135,8 +136,8 @@ class _Judge:
 
     def __init__(self, float_file: Path, wish: Wish) -> None:
         self.float_file, self.wish = float_file, wish
-        self.metric = PanopticMetric(wish.data, wish.limit)
-        self._qualities: dict[Path, PanopticQuality] = {}
+        self.metric = Accuracy(wish.data, wish.limit, metric_of_figure(wish.budget.metric))
+        self._qualities: dict[Path, Quality] = {}
         self.fp32 = self.value(float_file)
         self.threshold = wish.budget.threshold(self.fp32)
         if self.fp32 < self.threshold:
@@ -153,9 +154,9 @@ class _Judge:
         return figure(quality, self.wish.budget.metric)
 
     def difference(self, file: Path) -> tuple[float, float] | None:
-        """Returns the 95 % interval of PQ minus the float file's; None for other metrics."""
+        """Returns the 95 % interval of PQ or AP minus the float file's; None for other figures."""
         one, two = self._qualities.get(self.float_file), self._qualities.get(file)
-        if one is None or two is None or self.wish.budget.metric != "pq":
+        if one is None or two is None or self.wish.budget.metric != self.metric.name:
             return None
         found = paired_bootstrap(one, two, seed=0)
         return round(found.low, 3), round(found.high, 3)
@@ -165,7 +166,7 @@ class _Judge:
         interval, quality = self.difference(file), self._qualities.get(file)
         if interval is None or quality is None:
             return ()
-        gap = self.threshold - figure(quality, "pq")
+        gap = self.threshold - figure(quality, self.metric.name)
         if gap <= 0 or self.fp32 + interval[1] < self.threshold:
             return ()
         words = (

@@ -20,36 +20,36 @@ from edge_seg.converters.ptq.calibration import Images
 from edge_seg.converters.ptq.post_training import PtqSettings
 from edge_seg.data.source import open_dataset
 from edge_seg.errors import InputError, nearest
-from edge_seg.evaluation.evaluate import evaluate
-from edge_seg.evaluation.panoptic_quality import PanopticQuality, paired_bootstrap
+from edge_seg.evaluation.bootstrap import paired_bootstrap
+from edge_seg.evaluation.evaluate import Quality, evaluate, metric_of
 from edge_seg.model_file import open_predictor
 from edge_seg.steps import exported_folder, letterboxed, pictures
 
-METRICS = ("auto", "pq", "snr")
-FIGURES = ("pq", "sq", "rq", "pq_th", "pq_st")
+METRICS = ("auto", "pq", "ap", "snr")
+FIGURES = ("pq", "sq", "rq", "pq_th", "pq_st", "ap", "ap50", "ap75", "ap_s", "ap_m", "ap_l", "boundary_ap")
 
 
-class PanopticMetric:
-    """PQ of converted files on the `val` split of a data set.
+class Accuracy:
+    """PQ or AP of converted files on the `val` split of a data set.
 
     Args:
         data: DATA argument.
         limit: Pictures, evenly spread; 0 takes all.
+        name: "pq" or "ap".
         threads: CPU threads.
     """
 
-    name = "pq"
-
-    def __init__(self, data: str, limit: int, threads: int = 1) -> None:
-        self.limit, self._threads = limit, threads
+    def __init__(self, data: str, limit: int, name: str = "pq", threads: int = 1) -> None:
+        self.limit, self.name, self._threads = limit, name, threads
         self._dataset = open_dataset(data, split="val")
         self.data_sha256 = self._dataset.fingerprint()
-        self._bases: dict[Path, PanopticQuality] = {}
+        self._bases: dict[Path, Quality] = {}
 
-    def quality(self, file: Path) -> PanopticQuality:
+    def quality(self, file: Path) -> Quality:
         """Scores a file."""
         predictor = open_predictor(file, threads=self._threads)
-        return evaluate(predictor, self._dataset, limit=self.limit, progress=f"score {file.stem}").quality
+        progress = f"score {file.stem}"
+        return evaluate(predictor, self._dataset, limit=self.limit, metric=self.name, progress=progress).quality
 
     def change(self, file: Path, base: Path) -> Change:
         """Scores a file beside another; the interval is over pictures, both on the same ones."""
@@ -58,15 +58,20 @@ class PanopticMetric:
         found = self.quality(file)
         difference = paired_bootstrap(self._bases[base], found, seed=0)
         return Change(
-            round(figure(found, "pq"), 3),
+            round(figure(found, self.name), 3),
             round(difference.value, 3),
             (round(difference.low, 3), round(difference.high, 3)),
         )
 
 
-def figure(quality: PanopticQuality, name: str) -> float:
+def metric_of_figure(name: str) -> str:
+    """Returns the metric that a figure belongs to, "pq" or "ap"."""
+    return "ap" if name.startswith("ap") or name.endswith("_ap") else "pq"
+
+
+def figure(quality: Quality, name: str) -> float:
     """Returns a figure in percent; raises InputError where the pictures hold nothing that it measures."""
-    value = float(getattr(quality.compute(), name))
+    value = quality.figures()[name]
     if not math.isfinite(value):
         raise InputError(f"The pictures have nothing that {name} measures.", todo="raise --limit, or take other data")
     return value
@@ -116,7 +121,7 @@ class Question:
     Attributes:
         calibration: Pictures for ranges.
         data: DATA argument whose `val` split is scored.
-        metric: "auto" (PQ of a panoptic network, SNR of others), "pq" or "snr".
+        metric: "auto" (PQ of a panoptic network, AP of an instance network), "pq", "ap" or "snr".
         limit: Pictures scored; 0 takes all.
         worst: Layers scored, those of lowest SNR; 0 scores all.
         mode: Each layer quantised alone, or left out alone.
@@ -144,8 +149,10 @@ class Question:
 
     def metric_for(self, contract: Contract) -> Metric | None:
         """Returns the metric of a network; None stands for output SNR alone."""
-        scored = self.metric == "pq" or (self.metric == "auto" and contract.model.task == "panoptic")
-        return PanopticMetric(self.data, self.limit, self.threads) if scored else None
+        if self.metric == "snr":
+            return None
+        name = metric_of(contract.model.task, "" if self.metric == "auto" else self.metric)
+        return Accuracy(self.data, self.limit, name, self.threads)
 
 
 def sensitivity(model: Path, question: Question, out: Path) -> tuple[dict[str, Any], list[LayerLoss]]:

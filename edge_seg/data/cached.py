@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from edge_seg.data.sample import Dataset, Sample
+from edge_seg.data.sample import Dataset, Sample, Segment
+from edge_seg.data.things import object_masks
 from edge_seg.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -73,6 +74,10 @@ class CachedDataset:
         if self.size_bytes < self._limit_bytes:
             self._keep(index, _pack(sample))
         return sample
+
+    def masks(self, index: int) -> list[tuple[Segment, NDArray[np.bool_]]]:
+        """Returns the things of a picture with their masks, whole where the wrapped data set knows them."""
+        return object_masks(self._dataset, index, self[index])
 
     def fingerprint(self) -> str:
         """Fingerprint of the wrapped data set."""

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from edge_seg.artifact import sha256_of, write_bytes, write_json
 from edge_seg.data.images import read_image
+from edge_seg.decoders.base import Instance, InstanceResult
 from edge_seg.evaluation.predict import require_distinct_names
 from edge_seg.evaluation.predictor import Predictor
 from edge_seg.letterbox import letterbox_image
@@ -69,10 +70,11 @@ def _write_picture(predictor: Predictor, path: Path, out: Path, files: list[Path
     contract = predictor.contract
     canvas, box = letterbox_image(image, contract.input_wh_px, contract.preprocess.fill_rgb)
     prediction = predictor.predict(image)
+    shown = prediction.result.panoptic()
     arrays: dict[str, NDArray[Any]] = {
         "image": image,
         "input": canvas,
-        "id_map": prediction.result.id_map_hw_i32,
+        "id_map": shown.id_map_hw_i32,
         **{f"output_{k}": v for k, v in prediction.raw.items()},
     }
     if isinstance(predictor.runner, StoredOutputs):
@@ -84,9 +86,21 @@ def _write_picture(predictor: Predictor, path: Path, out: Path, files: list[Path
         write_bytes(file, np.ascontiguousarray(array, array.dtype.newbyteorder("<")).tobytes())
         files.append(file)
         entries.append({"name": name, "file": file.name, "dtype": array.dtype.name, "shape": list(array.shape)})
-    return {
+    entry: dict[str, Any] = {
         "image": path.name,
         "letterbox": asdict(box),
         "arrays": entries,
-        "segments": [asdict(s) for s in prediction.result.segments],
+        "segments": [asdict(s) for s in shown.segments],
+    }
+    if isinstance(prediction.result, InstanceResult):
+        entry["instances"] = [_instance(i) for i in prediction.result.instances]
+    return entry
+
+
+def _instance(instance: Instance) -> dict[str, Any]:
+    return {
+        "class_index": instance.class_index,
+        "score": instance.score,
+        "box_xyxy_px": list(instance.box_xyxy_px),
+        "mask": instance.mask.to_coco(),
     }

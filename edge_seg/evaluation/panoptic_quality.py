@@ -6,7 +6,7 @@ Source: Kirillov et al., "Panoptic Segmentation", arXiv 1801.00868, sections 4.1
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -17,6 +17,9 @@ from edge_seg.errors import InputError
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
+
+    from edge_seg.data.sample import Sample
+    from edge_seg.decoders.base import Result
 
 _IOU_SUM, _TP, _FP, _FN = range(4)
 _TABLE_LIMIT = 1 << 20
@@ -80,15 +83,6 @@ class PanopticScore:
         return {**{key: _finite(value) for key, value in document.items()}, "per_class": rows}
 
 
-@dataclass(frozen=True)
-class Interval:
-    """A value in percent and its 95 % interval from resampled pictures."""
-
-    value: float
-    low: float
-    high: float
-
-
 class PanopticQuality:
     """Collects pictures, then computes PQ = SQ * RQ per class and its averages.
 
@@ -100,6 +94,8 @@ class PanopticQuality:
     Args:
         classes: The class list; class indices are positions in it.
     """
+
+    metric = "pq"
 
     def __init__(self, classes: Sequence[ClassInfo]) -> None:
         self.classes = tuple(classes)
@@ -212,19 +208,28 @@ class PanopticQuality:
         )
         return PanopticScore(**averages, per_class=per_class, images=len(self._statistics))
 
-    def bootstrap_ci(self, seed: int, n: int = 1000) -> Interval:
-        """Returns PQ with its 95 % interval (percentile bootstrap over pictures).
+    def score(self, result: Result, sample: Sample, objects: Callable[[], Any]) -> None:
+        """Adds one picture (see `Quality`); objects that overlap are laid over each other."""
+        shown = result.panoptic()
+        self.update(shown.id_map_hw_i32, shown.segments, sample.id_map_hw_i32, sample.segments)
 
-        Args:
-            seed: Seed of the resampling.
-            n: Number of resamples.
+    def value(self) -> float:
+        """Returns PQ in percent; raises InputError when there is no picture."""
+        return self.compute().pq
 
-        Raises:
-            InputError: There is no picture.
-        """
-        samples = _resampled_pq(self._checked(), _weights(len(self._statistics), seed, n))
-        low, high = np.nanpercentile(samples, [2.5, 97.5])
-        return Interval(self.compute().pq, float(low), float(high))
+    def figures(self) -> dict[str, float]:
+        """Returns PQ, SQ, RQ, and PQ of things and stuff, in percent; raises InputError when there is no picture."""
+        score = self.compute()
+        return {name: getattr(score, name) for name in ("pq", "sq", "rq", "pq_th", "pq_st")}
+
+    def per_class(self) -> list[dict[str, Any]]:
+        """Returns the figures of each class as plain JSON types."""
+        rows: list[dict[str, Any]] = self.compute().to_json()["per_class"]
+        return rows
+
+    def resampled(self, weights: NDArray[np.int64]) -> NDArray[np.float64]:
+        """Returns the PQ of each resample (see `Resampled`); raises InputError when there is no picture."""
+        return _resampled_pq(self._checked(), weights)
 
     def _checked(self) -> NDArray[np.float64]:
         if not self._statistics:
@@ -240,32 +245,6 @@ class PanopticQuality:
                 got=f"{indices.min()}..{indices.max()}",
             )
         return indices
-
-
-def paired_bootstrap(a: PanopticQuality, b: PanopticQuality, *, seed: int, n: int = 1000) -> Interval:
-    """Returns PQ(b) - PQ(a) in points with its 95 % interval, both on the same resampled pictures.
-
-    Args:
-        a: The reference.
-        b: The other one, updated with the same pictures in the same order.
-        seed: Seed of the resampling.
-        n: Number of resamples.
-
-    Raises:
-        InputError: The classes or the pictures differ, or there is no picture.
-    """
-    if a.classes != b.classes or a.image_ids != b.image_ids:
-        raise InputError(
-            "Two scores are not of the same pictures.",
-            expected=f"{len(a.image_ids)} pictures in one order, one class list",
-            got=f"{len(b.image_ids)} pictures",
-            todo="evaluate both on the same data",
-        )
-    value = b.compute().pq - a.compute().pq
-    weights = _weights(len(a.image_ids), seed, n)
-    samples = _resampled_pq(b.statistics, weights) - _resampled_pq(a.statistics, weights)
-    low, high = np.nanpercentile(samples, [2.5, 97.5])
-    return Interval(value, float(low), float(high))
 
 
 def _positions(
@@ -338,12 +317,6 @@ def _quality(totals: NDArray[np.float64]) -> NDArray[np.float64]:
     safe = np.where(occurs, weight, 1.0)
     columns = (iou_sum / safe, iou_sum / np.maximum(tp, 1.0), tp / safe)
     return 100.0 * np.stack([np.where(occurs, column, np.nan) for column in columns], -1)
-
-
-def _weights(n_images: int, seed: int, n: int) -> NDArray[np.int64]:
-    """How often each picture occurs in each resample, [n, n_images]."""
-    share = np.full(n_images, 1.0 / n_images) if n_images else np.zeros(0)
-    return np.random.default_rng(seed).multinomial(n_images, share, size=n)
 
 
 def _resampled_pq(statistics: NDArray[np.float64], weights: NDArray[np.int64]) -> NDArray[np.float64]:

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edge_seg.contract import Contract
-from edge_seg.decoders.base import DECODERS, PanopticResult
+from edge_seg.decoders.base import DECODERS, Result
 from edge_seg.letterbox import Letterbox, letterbox_image
 
 
@@ -41,7 +41,7 @@ class RawRunner(Protocol):
 class Prediction:
     """A decoded picture and the milliseconds of its stages."""
 
-    result: PanopticResult
+    result: Result
     raw: dict[str, NDArray[np.float32]]
     box: Letterbox
     pre_ms: float

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Protocol
@@ -22,8 +23,8 @@ from edge_seg.registry import Registry
 
 MEAN_RGB = (127.5, 127.5, 127.5)
 STD_RGB = (127.5, 127.5, 127.5)
-FILL_RGB = (128, 128, 128)  # the byte nearest to the mean: zero after normalisation to within 1/255
 SIZE_STEP_PX = 32
+CODE_LICENCE = "Apache-2.0 (network); the weights follow the licence of their training data"
 
 
 @dataclass(frozen=True)
@@ -75,6 +76,8 @@ class Network(nn.Module):
         licence: Licence of the weights a user trains with it (theirs), of the code (ours).
         input_px: Side of the square input.
         num_classes: Number of classes, void not counted.
+        mean_rgb: Mean colour that the body subtracts, 0..255.
+        std_rgb: Deviation that it divides by.
     """
 
     family: ClassVar[str]
@@ -84,9 +87,24 @@ class Network(nn.Module):
     input_px: int
     num_classes: int
     body: nn.Module
+    licence: str = CODE_LICENCE
+    mean_rgb: tuple[float, float, float] = MEAN_RGB
+    std_rgb: tuple[float, float, float] = STD_RGB
 
-    def export_graph(self, **options: bool) -> ExportGraph:
-        """Returns a deep copy of the body after the exact rewrites that `options` ask for."""
+    @property
+    def fill_rgb(self) -> tuple[int, int, int]:
+        """Colour of the padding: the byte nearest to the mean, halves up, so that padding is zero to the body."""
+        red, green, blue = (math.floor(value + 0.5) for value in self.mean_rgb)
+        return red, green, blue
+
+    def export_graph(self, *, fold: bool = True, split_7x7: bool = True) -> ExportGraph:
+        """Returns a deep copy of the body after exact rewrites.
+
+        Args:
+            fold: Whether the decoder takes over last layers that are needed at few places only, and whether constant
+                maps are folded.
+            split_7x7: Whether 7x7 depthwise convolutions become sums of three smaller ones.
+        """
         raise NotImplementedError
 
     def decoder_params(self, settings: Mapping[str, Any]) -> dict[str, Any]:
@@ -107,6 +125,21 @@ class Network(nn.Module):
 
 
 MODELS: Registry[Callable[..., Network]] = Registry("model", "edge_seg.models")
+
+
+def task_of(name: str) -> str:
+    """Returns the task of a registered network, "panoptic" or "instance"; raises InputError for an unknown name."""
+    return _without_weights(name).task
+
+
+def family_of(name: str) -> str:
+    """Returns the family of a registered network; raises InputError for an unknown name."""
+    return _without_weights(name).family
+
+
+def _without_weights(name: str) -> Network:
+    with torch.device("meta"):
+        return MODELS[name](num_classes=1)
 
 
 def checked_input_px(input_px: int) -> int:

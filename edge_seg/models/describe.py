@@ -8,21 +8,22 @@ from typing import Any
 from edge_seg.models.base import MODELS
 
 
-def describe(name: str, num_classes: int, input_px: int) -> dict[str, Any]:
+def describe(name: str, num_classes: int | None, input_px: int) -> dict[str, Any]:
     """Returns a network's figures.
 
     Args:
         name: Registered name.
-        num_classes: Number of classes.
+        num_classes: Number of classes; None takes that of the network's published data set.
         input_px: Side of the input; 0 takes the network's own.
     """
-    network = MODELS[name](num_classes=num_classes, input_px=input_px)
+    given = {} if num_classes is None else {"num_classes": num_classes}
+    network = MODELS[name](input_px=input_px, **given)
     return {
         "name": name,
         "family": network.family,
         "task": network.task,
         "input_px": network.input_px,
-        "num_classes": num_classes,
+        "num_classes": network.num_classes,
         "params": sum(p.numel() for p in network.parameters()),
         **network.macs(),
         "decoder": network.decoder_name,

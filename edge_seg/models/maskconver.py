@@ -316,23 +316,23 @@ class MaskConver(Network):
             "stride_px": STRIDE_PX,
         }
 
-    def export_graph(self, **options: bool) -> ExportGraph:
+    def export_graph(
+        self, *, fold: bool = True, split_7x7: bool = True, only: Literal["embedding", "mask", ""] = ""
+    ) -> ExportGraph:
         """Returns the body to export and the decoder's constants.
 
         Args:
-            **options: `lazy_embedding` (the embedding head's last 1x1 runs only at kept cells), `fold_mask` (the
-                mask head's last 1x1 is folded into the kernels) and `split_7x7` (7x7 depthwise convolutions run as
-                sums of three smaller ones); all exact, all on by default.
+            fold: Whether the embedding head's last 1x1 runs at kept cells only, and the mask head's last 1x1 is
+                folded into the kernels; exact.
+            split_7x7: Whether 7x7 depthwise convolutions run as sums of three smaller ones; exact.
+            only: Folds one of the two heads only.
         """
-        lazy, fold = options.pop("lazy_embedding", True), options.pop("fold_mask", True)
-        split = options.pop("split_7x7", True)
-        if options:
-            raise TypeError(f"unknown export options {sorted(options)}")
+        lazy, folded = fold and only != "mask", fold and only != "embedding"
         body = copy.deepcopy(self.body).eval()
         constants = {k: _array(v) for k, v in self.mask_embedding.state_dict().items()}
         for enabled, head, prefix in (
             (lazy, body.embedding_head, "embedding_predict"),
-            (fold, body.mask_head, "mask_predict"),
+            (folded, body.mask_head, "mask_predict"),
         ):
             if enabled:
                 last = _predict(head)
@@ -342,10 +342,10 @@ class MaskConver(Network):
         outputs = (
             OutputSpec("heatmap", "heatmap", STRIDE_PX),
             OutputSpec("embedding", "embedding", STRIDE_PX, "relu" if lazy else "none"),
-            OutputSpec("mask_features", "mask_features", STRIDE_PX, "relu" if fold else "none"),
+            OutputSpec("mask_features", "mask_features", STRIDE_PX, "relu" if folded else "none"),
         )
         plain = plain_convolutions(body)
-        return ExportGraph(split_convolutions(plain) if split else plain, outputs, constants)
+        return ExportGraph(split_convolutions(plain) if split_7x7 else plain, outputs, constants)
 
     def macs(self) -> dict[str, int]:
         """Returns `macs` as published (K = 50), `macs_graph` of the folded export, `macs_decoder` outside it."""

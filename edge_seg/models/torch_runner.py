@@ -20,9 +20,7 @@ from edge_seg.contract import (
     OutputTensor,
     Preprocess,
 )
-from edge_seg.models.base import FILL_RGB, MEAN_RGB, STD_RGB, ExportGraph, Network
-
-CODE_LICENCE = "Apache-2.0 (network); the weights follow the licence of their training data"
+from edge_seg.models.base import ExportGraph, Network
 
 
 class TorchRunner:
@@ -43,7 +41,7 @@ class TorchRunner:
         *,
         fold: bool = False,
     ) -> None:
-        graph = network.export_graph(lazy_embedding=fold, fold_mask=fold, split_7x7=fold)
+        graph = network.export_graph(fold=fold, split_7x7=fold)
         self.contract = make_contract(network, graph, classes, decoder)
         self.constants = graph.constants
         self._body = graph.body.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -93,11 +91,11 @@ def make_contract(
             macs=macs["macs"],
             macs_graph=macs["macs_graph"],
             macs_decoder=macs["macs_decoder"],
-            licence=CODE_LICENCE,
+            licence=network.licence,
             producer={"name": "edge_seg", "version": __version__},
         ),
         input=InputTensor(name="image", shape=(1, side, side, 3)),
-        preprocess=Preprocess(fill_rgb=FILL_RGB, mean=MEAN_RGB, std=STD_RGB),
+        preprocess=Preprocess(fill_rgb=network.fill_rgb, mean=network.mean_rgb, std=network.std_rgb),
         outputs=outputs,
         classes=tuple(classes),
         decoder=DecoderInfo(network.decoder_name, network.decoder_params(decoder), constants),

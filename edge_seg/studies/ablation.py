@@ -198,7 +198,7 @@ class Ablation:
         result = evaluate(predictor, self._val, limit=run.settings.run.eval_limit, progress=run.name)
         seconds = {"train_s": _trained_s(run.folder), "evaluate_s": round(time.perf_counter() - began_s, 1)}
         figures = {k: v for k, v in result.to_json().items() if k != "per_class"}
-        ablation_table.write_document(path, {**about, **figures, **seconds}, result.quality.statistics)
+        ablation_table.write_document(path, {**about, **figures, **seconds}, result.panoptic.statistics)
         return f"PQ {figures['pq']:.2f} [{figures['pq_ci95'][0]:.1f}, {figures['pq_ci95'][1]:.1f}]"
 
     @cached_property

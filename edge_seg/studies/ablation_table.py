@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from edge_seg.artifact import read_json, write_bytes
 from edge_seg.errors import InputError
-from edge_seg.evaluation.panoptic_quality import Interval
+from edge_seg.evaluation.bootstrap import Interval
 
 FORMAT = "edge_seg.studies.ablation.1"
 BASE = "base"

@@ -17,7 +17,25 @@ from edge_seg.errors import EdgeSegError, InputError
 BEGIN = "<!-- results:begin -->"
 END = "<!-- results:end -->"
 NOTHING = "Not measured yet."
-_SCORES = ("pq", "sq", "rq", "pq_th", "pq_st", "pq_teacher_forced")
+_SCORES = {
+    "pq": {
+        "pq": "PQ",
+        "sq": "SQ",
+        "rq": "RQ",
+        "pq_th": "PQ things",
+        "pq_st": "PQ stuff",
+        "pq_teacher_forced": "PQ, true centres",
+    },
+    "ap": {
+        "ap": "AP",
+        "ap50": "AP50",
+        "ap75": "AP75",
+        "ap_s": "AP small",
+        "ap_m": "AP medium",
+        "ap_l": "AP large",
+        "boundary_ap": "boundary AP",
+    },
+}
 
 
 def results_markdown(folder: Path) -> str:
@@ -36,7 +54,7 @@ def results_markdown(folder: Path) -> str:
         document = read_json(path, "result")
         if isinstance(document, list) and all(_has(row, "median_ms", "profile", "kind") for row in document):
             records += document
-        elif _has(document, "name", "pq", "images", "data"):
+        elif _has(document, "name", "images", "data") and document.get("metric", "pq") in document:
             evaluations.append(document)
         elif _has(document, "processes", "batch_size"):
             training.append(document)
@@ -48,8 +66,16 @@ def results_markdown(folder: Path) -> str:
                 todo="write it with `edge-seg evaluate --json` or `edge-seg benchmark`",
             )
     speeds = [read_json(path, "speed run") for path in sorted((folder / "speed").glob("*.json"))]
-    sections = (_accuracy(evaluations), _ablation(folder / "ablation"), _latency(records), _speed(speeds))
-    return "\n\n".join([text for section in (*sections, _training(training)) for text in section]) or NOTHING
+    kept = [read_json(path, "comparison of files") for path in sorted((folder / "kept").glob("*.json"))]
+    sections = (
+        _accuracy(evaluations),
+        _kept(kept),
+        _ablation(folder / "ablation"),
+        _latency(records),
+        _speed(speeds),
+        _training(training),
+    )
+    return "\n\n".join([text for section in sections for text in section]) or NOTHING
 
 
 def replace_block(text: str, block: str) -> str:
@@ -74,28 +100,55 @@ def _accuracy(evaluations: Sequence[Mapping[str, Any]]) -> list[str]:
     tables = []
     for key in dict.fromkeys(_data_key(e) for e in evaluations):
         rows = [e for e in evaluations if _data_key(e) == key]
-        data, images, fingerprint = key
+        data, images, fingerprint, metric = key
         head = f"**Accuracy** on `{data}` (`val`, {images} pictures, data sha256 `{fingerprint[:12]}`), in percent."
-        tables.append(f"{head} PQ with its 95 % interval (bootstrap over pictures).")
-        columns = ("network", "scheme", "PQ", "SQ", "RQ", "PQ things", "PQ stuff", "PQ, true centres", "sha256")
-        tables.append(_table(columns, [_evaluation_row(e) for e in rows]))
+        tables.append(f"{head} {metric.upper()} with its 95 % interval (bootstrap over pictures).")
+        columns = ("network", "scheme", *_SCORES[metric].values(), "sha256")
+        tables.append(_table(columns, [_evaluation_row(e, metric) for e in rows]))
     return tables
 
 
-def _data_key(evaluation: Mapping[str, Any]) -> tuple[str, int, str]:
+def _data_key(evaluation: Mapping[str, Any]) -> tuple[str, int, str, str]:
+    """The data set and the metric."""
+    fingerprint, metric = str(evaluation.get("data_sha256", "")), str(evaluation.get("metric", "pq"))
+    return _data_name(evaluation), int(evaluation["images"]), fingerprint, metric
+
+
+def _data_name(document: Mapping[str, Any]) -> str:
     """The data set by the name of its folder: where it lay on a disk is nobody's business."""
-    data = str(evaluation["data"])
-    name = data if data.startswith("synthetic:") else Path(data).name
-    return name, int(evaluation["images"]), str(evaluation.get("data_sha256", ""))
+    data = str(document["data"])
+    return data if data.startswith("synthetic:") else Path(data).name
 
 
-def _evaluation_row(evaluation: Mapping[str, Any]) -> list[str]:
-    scores = [_number(evaluation.get(key), 2) for key in _SCORES]
-    if "pq_ci95" in evaluation:
-        low, high = evaluation["pq_ci95"]
+def _evaluation_row(evaluation: Mapping[str, Any], metric: str) -> list[str]:
+    scores = [_number(evaluation.get(key), 2) for key in _SCORES[metric]]
+    if f"{metric}_ci95" in evaluation:
+        low, high = evaluation[f"{metric}_ci95"]
         scores[0] += f" [{low:.1f}, {high:.1f}]"
     sha256 = str(evaluation.get("file_sha256", ""))[:12]
     return [str(evaluation["name"]), f"`{evaluation.get('scheme', '')}`", *scores, f"`{sha256}`"]
+
+
+def _kept(comparisons: Sequence[Mapping[str, Any]]) -> list[str]:
+    """One table per comparison of files with their float file (`edge_seg.studies.kept_accuracy`)."""
+    tables = []
+    for found in comparisons:
+        metric = str(found["metric"]).upper()
+        tables.append(
+            f"**Kept accuracy**: {metric} of files of one network on `{_data_name(found)}` ({found['images']} "
+            f"pictures), and its share of the float file's with the 95 % interval of both on the same resampled "
+            f"pictures (`{found['command']}`)."
+        )
+        columns = ("files", metric, "share of fp32", "95 % interval", "seeds")
+        tables.append(_table(columns, [_kept_row(row) for row in found["rows"]]))
+    return tables
+
+
+def _kept_row(row: Mapping[str, Any]) -> list[str]:
+    low, high = row["share_ci95"]
+    values = " / ".join(_number(f["value"], 2) for f in row["files"])
+    seeds = f"median of {values}" if len(row["files"]) > 1 else ""
+    return [row["title"], _number(row["value"], 2), f"{row['share']:.4f}", f"[{low:.4f}, {high:.4f}]", seeds]
 
 
 def _ablation(folder: Path) -> list[str]:

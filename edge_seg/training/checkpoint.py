@@ -73,17 +73,29 @@ def save_checkpoint(
     settings: TrainSettings,
     classes: Sequence[ClassInfo],
     step: int,
+    licence: str = "",
 ) -> None:
-    """Writes weights, experiment and classes as one safetensors file with a manifest, atomically."""
+    """Writes weights, experiment and classes as one safetensors file with a manifest, atomically.
+
+    Args:
+        path: The file.
+        state: Weights by name.
+        settings: The experiment.
+        classes: The classes it was trained on.
+        step: Optimiser steps behind it.
+        licence: Terms of weights that are somebody else's; every file made of them says so.
+    """
     header = {
         "format": FORMAT,
         "settings": json.dumps(asdict(settings)),
         "classes": json.dumps([asdict(c) for c in classes]),
         "step": str(step),
+        **({"licence": licence} if licence else {}),
     }
     tensors = {k: v.detach().cpu().contiguous().clone() for k, v in state.items()}
     write_bytes(path, _in_order(serialize(tensors, metadata=header)))
-    write_manifest(path, kind="checkpoint", step="train", config=asdict(settings), seed=settings.seed)
+    config = {**asdict(settings), **({"licence": licence} if licence else {})}
+    write_manifest(path, kind="checkpoint", step="train", config=config, seed=settings.seed)
 
 
 def _in_order(data: bytes) -> bytes:
@@ -120,6 +132,7 @@ def load_checkpoint(path: Path) -> Checkpoint:
         raise ArtifactError(f"{path} has a broken header.", got=f"{type(error).__name__}: {error}") from error
     network = build_network(settings, classes)
     load_strictly(network, tensors, path)
+    network.licence = header.get("licence", network.licence)
     return Checkpoint(network.eval(), classes, settings, step, path)
 
 

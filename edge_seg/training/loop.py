@@ -27,10 +27,11 @@ from edge_seg.data.copy_paste import TrainCrops
 from edge_seg.data.loader import BatchLoader
 from edge_seg.data.sample import Dataset, Sample
 from edge_seg.data.source import open_dataset
+from edge_seg.data.things import for_task
 from edge_seg.errors import ArtifactError, ConfigError, EdgeSegError
 from edge_seg.evaluation.evaluate import Evaluation, evaluate
 from edge_seg.evaluation.predictor import Predictor
-from edge_seg.models.base import FILL_RGB, Criterion, Network
+from edge_seg.models.base import CODE_LICENCE, Criterion, Network, task_of
 from edge_seg.models.torch_runner import TorchRunner
 from edge_seg.quantization.grids import update_ranges
 from edge_seg.training.batchnorm import remeasured
@@ -119,6 +120,7 @@ class Trainer:
                 expected=f"optim.batch_size as a multiple of {world.size}, the number of processes",
                 got=str(settings.optim.batch_size),
             )
+        self.task = task_of(settings.model.name)
         self.train_set = self._open(settings.data.train, "train")
         self.val_set = self._open(settings.data.val or settings.data.train, "val")
         self.network = starting_network(settings, self.train_set.classes)
@@ -126,7 +128,7 @@ class Trainer:
         self.network.to(world.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.criterion = starting_criterion(settings, self.network, self.train_set.classes, world.device)
         self.network.decoder_params(settings.decoder)  # fails now rather than after the training
-        self.crops = TrainCrops(self.train_set, self.network.input_px, settings.augment, FILL_RGB)
+        self.crops = TrainCrops(self.train_set, self.network.input_px, settings.augment, self.network.fill_rgb)
 
     def _agree_on_the_start(self) -> None:
         """Holds every process to the same experiment and data, and to the first one's weights, bit for bit."""
@@ -145,7 +147,7 @@ class Trainer:
         return RunLog(self.out, start_step=self.step) if self.world.first else NoLog()
 
     def _open(self, spec: str, split: Literal["train", "val"]) -> Dataset:
-        dataset = open_dataset(spec, split=split)
+        dataset = for_task(open_dataset(spec, split=split), self.task)
         cache_mb = self.settings.data.cache_mb
         return CachedDataset(dataset, cache_mb=cache_mb) if cache_mb else dataset
 
@@ -250,13 +252,13 @@ class Trainer:
 
     def _evaluate(self, limit: int) -> dict[str, Any]:
         network = self._evaluated_network()
-        document = self._scored(network, limit).to_json()
-        figures = {k: document[k] for k in ("pq", "sq", "rq", "pq_th", "pq_st", "pq_teacher_forced")}
+        found = self._scored(network, limit)
+        document = found.to_json()
         self.log.write(
             self.step,
             images=self.step * self.settings.optim.batch_size,
             eval_images=document["images"],
-            **figures,
+            **found.figures(),
         )
         with self.world.together("saving the checkpoint"):
             if self.world.first:
@@ -266,6 +268,7 @@ class Trainer:
                     settings=self.settings,
                     classes=self.train_set.classes,
                     step=self.step,
+                    licence="" if network.licence == CODE_LICENCE else network.licence,
                 )
         return document
 
