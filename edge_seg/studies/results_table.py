@@ -70,6 +70,7 @@ def results_markdown(folder: Path) -> str:
     sections = (
         _accuracy(evaluations),
         _kept(kept),
+        _gpu([read_json(path, "accelerator run") for path in sorted((folder / "gpu").glob("*.json"))]),
         _ablation(folder / "ablation"),
         _latency(records),
         _speed(speeds),
@@ -149,6 +150,43 @@ def _kept_row(row: Mapping[str, Any]) -> list[str]:
     values = " / ".join(_number(f["value"], 2) for f in row["files"])
     seeds = f"median of {values}" if len(row["files"]) > 1 else ""
     return [row["title"], _number(row["value"], 2), f"{row['share']:.4f}", f"[{low:.4f}, {high:.4f}]", seeds]
+
+
+def _gpu(runs: Sequence[Mapping[str, Any]]) -> list[str]:
+    """One line per run of `edge_seg.studies.gpu_accuracy`."""
+    if not runs:
+        return []
+    columns = (
+        "file",
+        "pictures",
+        "device",
+        "arithmetic",
+        "CPU, fp32",
+        "accelerator",
+        "difference",
+        "largest output difference",
+    )
+    rows = []
+    for run in runs:
+        low, high = run["difference_ci95"]
+        worst = max(run["range_share"].values())
+        rows.append(
+            [
+                f"`{run['file']}`",
+                f"{run['images']} of `{_data_name(run)}`",
+                f"{run['runtime']['adapter']} ({run['runtime']['adapter_kind']})",
+                run["runtime"]["precision"],
+                f"{run['metric'].upper()} {run['cpu']:.2f}",
+                f"{run['accelerator']:.2f}",
+                f"{run['difference']:+.2f} [{low:+.2f}, {high:+.2f}]",
+                f"{worst:.2g} of the range",
+            ]
+        )
+    head = (
+        "**LiteRT's GPU accelerator** beside the CPU, same file, same pictures. On a software device the numbers are "
+        "those of its arithmetic; it says nothing about speed."
+    )
+    return [head, _table(columns, rows)]
 
 
 def _ablation(folder: Path) -> list[str]:
