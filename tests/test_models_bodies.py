@@ -1,6 +1,7 @@
 """Every registered network: graph rules that keep it quantisable and exportable, from the registry."""
 
 import copy
+from collections import Counter
 
 import pytest
 import torch
@@ -8,7 +9,7 @@ from torch import fx, nn
 
 from edge_seg.backbones.base import BACKBONES
 from edge_seg.errors import ConfigError, InputError
-from edge_seg.layers import aspp, conv, ops
+from edge_seg.layers import aspp, conv, coordinates, ops
 from edge_seg.layers.split import SplitDepthwise7x7, is_depthwise_7x7
 from edge_seg.models.base import MODELS, plain_convolutions
 
@@ -18,10 +19,16 @@ ELEMENTS = (
     ops.GlobalMean,
     ops.Upsample,
     ops.ResizeLike,
+    ops.Resize,
+    ops.ConstantMap,
+    coordinates.AppendCoordinates,
     ops.Normalize,
     conv.SameConv2d,
 )
 NAMES = MODELS.names()
+MASKCONVER = [name for name in NAMES if name.startswith("maskconver")]
+PUBLISHED = {"blendmask_rt_mnv2", "blendmask_rt_mnv2_gn_m7", "blendmask_base_mnv2", "solov2_light_mnv2"}
+"""Layouts as their papers have them, for comparison and imported weights: not built for int8."""
 
 
 class ElementTracer(fx.Tracer):
@@ -73,10 +80,11 @@ def test_no_output_is_used_inside_and_no_output_is_the_input(network):
     assert all(list(node.users) == [output] and node.op == "call_module" for node in nodes)
 
 
-def test_a_module_is_called_once(network):
-    """A shared module could not carry the ranges of two places."""
-    targets = [n.target for n in traced(network.body).nodes if n.op == "call_module"]
-    assert len(targets) == len(set(targets))
+def test_a_module_is_called_once_or_once_for_every_level_of_a_pyramid(network):
+    """Retraining copies what the levels share; anything else shared could not carry the ranges of two places."""
+    counts = Counter(n.target for n in traced(network.body).nodes if n.op == "call_module")
+    levels = len({o.level for o in network.export_graph().outputs if o.role in ("class_logit", "category")})
+    assert set(counts.values()) <= {1, levels or 1}
 
 
 @pytest.mark.parametrize("name", ["maskconver_mh_256", "maskconver_mnv2_256"])
@@ -99,7 +107,7 @@ def test_resizes_are_bilinear_with_half_pixel_centres_in_the_exported_graph(name
 
 @pytest.mark.parametrize("side_px", [32, 96, 160])
 def test_any_multiple_of_32_works_and_the_stride_is_8(side_px):
-    for name in NAMES:
+    for name in MASKCONVER:
         net = MODELS[name](num_classes=3, input_px=side_px, width=16, head_kernel=3).eval()
         with torch.inference_mode():
             out = net.body(torch.zeros(2, 3, side_px, side_px))
@@ -123,7 +131,8 @@ def test_a_batch_equals_its_pictures_one_by_one(network):
         together = network.body(x)
         alone = [network.body(x[n : n + 1]) for n in range(3)]
     for key, value in together.items():
-        torch.testing.assert_close(value, torch.cat([a[key] for a in alone]), rtol=1e-3, atol=1e-4)
+        one_by_one = torch.cat([a[key] for a in alone])
+        assert (value - one_by_one).abs().max() <= 2e-5 * one_by_one.abs().max(), key
 
 
 def test_training_and_evaluation_differ_in_batchnorm_only(network):
@@ -165,11 +174,11 @@ def count(module: nn.Module, kind) -> int:
 def test_the_7x7_convolutions_are_split_unless_asked_otherwise_and_compute_the_same(network):
     whole = network.export_graph(fold=False, split_7x7=False).body
     split = network.export_graph(fold=False).body
-    heads = 6 if network.options.head_kernel == 7 else 0
+    heads = 6 if getattr(network.options, "head_kernel", 0) == 7 else 0
     assert count(whole, is_depthwise_7x7) == count(network.body, is_depthwise_7x7) == heads
     assert count(split, is_depthwise_7x7) == count(whole, lambda m: isinstance(m, SplitDepthwise7x7)) == 0
     assert count(split, lambda m: isinstance(m, SplitDepthwise7x7)) == heads
-    x = torch.rand(1, 3, 32, 32, dtype=torch.float64) * 255
+    x = torch.rand(1, 3, 64, 64, dtype=torch.float64) * 255
     with torch.inference_mode():
         a, b = network.body.double()(x), split.double()(x)
     network.float()
@@ -187,9 +196,11 @@ def test_plain_convolutions_change_no_number(network):
 
 
 def test_no_quantisation_hostile_layer_is_used(network):
-    forbidden = (nn.Hardswish, nn.Hardsigmoid, nn.GELU, nn.SiLU, nn.LayerNorm, nn.GroupNorm, nn.Dropout)
-    assert not [m for m in network.body.modules() if isinstance(m, forbidden)]
-    assert any(isinstance(m, aspp.Aspp) for m in network.body.modules())
+    forbidden = [nn.Hardswish, nn.Hardsigmoid, nn.GELU, nn.SiLU, nn.LayerNorm, nn.Dropout]
+    forbidden += [] if network.name in PUBLISHED else [nn.GroupNorm]
+    assert not [m for m in network.body.modules() if isinstance(m, tuple(forbidden))]
+    if network.family == "maskconver":
+        assert any(isinstance(m, aspp.Aspp) for m in network.body.modules())
 
 
 def test_a_miss_names_the_nearest_network_and_an_unknown_option_the_nearest_option():

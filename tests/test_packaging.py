@@ -222,7 +222,7 @@ def test_the_table_of_verbs_is_that_of_the_program():
 
 
 def readme_order() -> list[str]:
-    order = "models train qat export convert sensitivity verify check evaluate predict golden benchmark profiles"
+    order = "models train qat import export convert sensitivity verify check evaluate predict golden benchmark profiles"
     verbs = [*order.split(), "report", "doctor", "quickstart"]
     return [*verbs, *sorted(set(cli.cli.commands) - set(verbs))]
 

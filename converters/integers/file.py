@@ -46,7 +46,11 @@ def network_of_file(graph: Graph, contract: Contract) -> IntegerNetwork:
                 f"The integer mirror has no rule for {op.name} at {graph.source(op)!r}.", expected=", ".join(_READERS)
             )
         try:
-            ops.append(_READERS[op.name](reader, op))
+            made = _READERS[op.name](reader, op)
+            for place in set(made.inputs) - set(grids):
+                ops.append(reader.constant_map(place))
+                grids[place] = reader.grid(place)
+            ops.append(made)
             grids[op.outputs[0]] = reader.grid(op.outputs[0])
         except (IndexError, KeyError, ValueError, TypeError, ArithmeticError) as error:
             raise reader.broken(op, f"{type(error).__name__}: {error}") from error
@@ -73,7 +77,7 @@ class _Reader:
         """Returns an operation with its module and its activation's range."""
         output = op.outputs[0]
         for place in inputs:
-            if self.graph.tensors[place].constant:
+            if self.graph.tensors[place].constant and kind != "add":
                 raise InputError(f"The integer mirror reads no constant maps, as {op.name} has one.")
             self.grid(place)
         activation = op.options.get("fused_activation_function", "NONE")
@@ -81,6 +85,13 @@ class _Reader:
             raise InputError(f"The integer mirror has no rule for {activation} inside {op.name}.")
         ends = activation_range(self.grid(output), *_LIMITS[activation])
         return IntegerOp(kind, self.graph.source(op), tuple(inputs), output, *ends, **details)
+
+    def constant_map(self, place: int) -> IntegerOp:
+        """Returns a constant tensor that an addition reads as an operation without inputs."""
+        tensor = self.graph.tensors[place]
+        if not tensor.constant:
+            raise InputError(f"Nothing computes {tensor.name!r} before it is read.")
+        return IntegerOp("constant", "", (), place, values_nhwc=self.graph.constant(place))
 
     def same_grids(self, op: OpInfo, inputs: Sequence[int]) -> None:
         """Raises InputError unless the inputs lie on the grid of the output: the kernel only moves integers."""

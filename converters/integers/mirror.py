@@ -152,10 +152,15 @@ def _requantize(op: IntegerOp, x: Sequence[Ints], grids: _Grids, out: Grid) -> I
     return kernels.requantize(x[0], grids[0], out)
 
 
+def _constant(op: IntegerOp, x: Sequence[Ints], grids: _Grids, out: Grid) -> Ints:
+    values: Ints = _given(op.values_nhwc)
+    return values
+
+
 def _given(detail: Any) -> Any:
     if detail is None:
         raise InputError(
-            "An integer operation lacks its weights, window or size.", todo="report this: a reader is wrong"
+            "An integer operation lacks its weights, window, size or values.", todo="report this: a reader is wrong"
         )
     return detail
 
@@ -168,4 +173,5 @@ _RULES: Mapping[str, _Run] = {
     "mean_hw": _mean,
     "pad": _pad,
     "requantize": _requantize,
+    "constant": _constant,
 }

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 
-from edge_seg.converters.integers.kernels import Weights, Window
+from edge_seg.converters.integers.kernels import Ints, Weights, Window
 from edge_seg.schemes import Grid
 
 
@@ -14,7 +14,7 @@ class IntegerOp:
     """One operation on int8 maps.
 
     Attributes:
-        kind: "convolution", "add", "concat", "resize_bilinear", "mean_hw", "pad" or "requantize".
+        kind: "convolution", "add", "concat", "resize_bilinear", "mean_hw", "pad", "requantize" or "constant".
         module: PyTorch module path; "" where none is known.
         inputs: Numbers of the values it reads.
         output: Number of the value it writes.
@@ -23,6 +23,7 @@ class IntegerOp:
         weights: Integers of a convolution.
         window: Geometry of a convolution; of "pad" the padding.
         size_hw: Height and width that a resize makes.
+        values_nhwc: Integers of a constant map.
     """
 
     kind: str
@@ -34,6 +35,7 @@ class IntegerOp:
     weights: Weights | None = None
     window: Window | None = None
     size_hw: tuple[int, int] | None = None
+    values_nhwc: Ints | None = None
 
     def form(self) -> str:
         """Returns all but the numbers, for comparison and for messages: kind, geometry, range."""

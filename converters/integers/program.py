@@ -217,11 +217,26 @@ def _quantize(walk: _Walk, node: Any, a: Mapping[str, Any]) -> _State:
     state, grid = walk.states[a["input"]], _grid(walk, node, a)
     if isinstance(state, _Pending):
         return walk.complete(state, grid)
+    if isinstance(state, _Constant):
+        return _constant_map(walk, node, a, grid)
     x = walk.placed(a["input"])
     if walk.grids[x.value] == grid:
         return x  # it lies there already
     op = IntegerOp("requantize", module_path(node), (x.value,), -1)
     return walk.complete(_Pending(op, x.nchw), grid)
+
+
+def _constant_map(walk: _Walk, node: Any, a: Mapping[str, Any], grid: Grid) -> _State:
+    tensor = walk.constant(a["input"]).detach()
+    if tensor.ndim != 4 or len(tensor) != 1:
+        raise InputError(
+            f"The constant at {module_path(node)!r} is no map.", expected="[1, C, h, w]", got=str(list(tensor.shape))
+        )
+    # the program's own operation: nothing else rounds the way it does
+    integers = node.target(tensor, grid.scale, grid.zero_point, a["quant_min"], a["quant_max"], a["dtype"])
+    values = np.ascontiguousarray(integers.numpy().transpose(0, 2, 3, 1))
+    op = IntegerOp("constant", module_path(node), (), -1, values_nhwc=values)
+    return walk.complete(_Pending(op, nchw=True), grid)
 
 
 def _dequantize(walk: _Walk, node: Any, a: Mapping[str, Any]) -> _State:

@@ -108,6 +108,8 @@ def _pairs(wanted: IntegerNetwork, found: IntegerNetwork) -> Iterator[tuple[str,
         yield from _grids(wanted, found, op.output, other.output, module)
         if op.weights is not None and other.weights is not None:
             yield from _weights(op.weights, other.weights, module)
+        if op.values_nhwc is not None and other.values_nhwc is not None:
+            yield "weight", module, op.values_nhwc, other.values_nhwc
 
 
 def _grids(

@@ -58,6 +58,38 @@ class ResizeLike(nn.Module):
         return F.interpolate(x, size=like.shape[-2:], mode="bilinear", align_corners=False)
 
 
+class Resize(nn.Module):
+    """Bilinear resize to a constant size, half-pixel centres.
+
+    Args:
+        size_hw: Height and width of the result.
+    """
+
+    def __init__(self, size_hw: tuple[int, int]) -> None:
+        super().__init__()
+        self.size_hw = size_hw
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Returns [N, C, *size_hw]."""
+        return F.interpolate(x, size=self.size_hw, mode="bilinear", align_corners=False)
+
+
+class ConstantMap(nn.Module):
+    """A map that does not depend on the picture, as an input of `Add`: quantisation gives it a grid of its own.
+
+    Args:
+        value: [1, C, h, w].
+    """
+
+    def __init__(self, value: Tensor) -> None:
+        super().__init__()
+        self.value = nn.Parameter(value)
+
+    def forward(self) -> Tensor:
+        """Returns [1, C, h, w]."""
+        return self.value
+
+
 class Normalize(nn.Module):
     """(x - mean) / std as one 1x1 depthwise convolution, the first operation of a body.
 

@@ -1,8 +1,8 @@
 """Float network -> network that computes on integer grids, for any body of the registry.
 
-The body is rewritten as a graph: exact rewrites first (4x4 kernels, split 7x7), BatchNorm folded into convolutions,
-then a grid behind every operation, as TFLite's int8 kernels have them. Module paths stay, so that everything that
-handles a float network (training, checkpoints, export) handles this one.
+The body is rewritten as a graph: exact rewrites first (4x4 kernels, split 7x7, folded coordinates), BatchNorm folded
+into convolutions, then a grid behind every operation, as TFLite's int8 kernels have them. Module paths stay, so that
+everything that handles a float network (training, checkpoints, export) handles this one.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from torch import fx, nn
 
 from edge_seg.errors import InputError
 from edge_seg.layers import ops
+from edge_seg.layers.coordinates import fold_coordinates
 from edge_seg.models.base import Network, plain_convolutions, split_convolutions
 from edge_seg.quantization.convolutions import QuantConv2d, QuantNormalize
 from edge_seg.quantization.grids import ON_ITS_GRID, ActivationGrid, RangeOptions
@@ -35,6 +36,8 @@ _KINDS: dict[type[nn.Module], str] = {
     ops.GlobalMean: "mean",
     ops.Upsample: "resize",
     ops.ResizeLike: "resize",
+    ops.Resize: "resize",
+    ops.ConstantMap: "constant",
     nn.ReLU: "activation",
     nn.ReLU6: "activation",
     nn.BatchNorm2d: "norm",
@@ -63,7 +66,7 @@ def prepare(network: Network, options: RangeOptions) -> Network:
         InputError: The body has an operation without a rule for int8.
     """
     deferred = deferred_convolutions(network)
-    body = split_convolutions(plain_convolutions(copy.deepcopy(network.body).eval()))
+    body = split_convolutions(plain_convolutions(fold_coordinates(copy.deepcopy(network.body).eval())))
     body.requires_grad_(True)
     module = fx.GraphModule(body, _Tracer().trace(body))
     _drop_identities(module)

@@ -309,6 +309,7 @@ def document(plan: Plan, *, command: str) -> dict[str, Any]:
         "rows": [row for instances in INSTANCES for row in measured(instances, plan)],
         "device": machine.host_device(),
         "environment": watch(),
+        "real_time_priority": hasattr(os, "sched_getscheduler") and os.sched_getscheduler(0) != os.SCHED_OTHER,
         "threads": int(os.environ[_THREADS]) if _THREADS in os.environ else None,
     }
 

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from edge_seg.backbones.base import Backbone
+from edge_seg.backbones.base import Backbone, PyramidBackbone
 from edge_seg.models.base import Network
 from edge_seg.training.settings import OptimSettings
 
@@ -18,13 +18,15 @@ def parameter_groups(network: Network, settings: OptimSettings) -> list[dict[str
     """Splits parameters by learning rate and decay.
 
     Kernels of convolutions and linear layers and the class embedding decay; norms, biases and depthwise kernels do
-    not (the published recipe).
+    not (the published recipe). A parameter that several modules share is in one group, once.
     """
     groups: dict[tuple[bool, bool], list[nn.Parameter]] = {}
+    seen: set[nn.Parameter] = set()
     for path, module in network.named_modules():
         for name, parameter in module.named_parameters(recurse=False):
-            if not parameter.requires_grad:
+            if not parameter.requires_grad or parameter in seen:
                 continue
+            seen.add(parameter)
             depthwise = isinstance(module, nn.Conv2d) and module.groups > 1
             kernel = isinstance(module, nn.Conv2d | nn.Linear | nn.Embedding) and name == "weight"
             backbone = path.startswith("body.backbone")
@@ -98,7 +100,7 @@ def freeze(network: Network, settings: OptimSettings) -> None:
 
 
 def _frozen_paths(backbone: nn.Module, settings: OptimSettings) -> tuple[str, ...]:
-    return backbone.frozen_paths(settings.freeze_stages) if isinstance(backbone, Backbone) else ()
+    return backbone.frozen_paths(settings.freeze_stages) if isinstance(backbone, Backbone | PyramidBackbone) else ()
 
 
 def train_mode(network: Network, settings: OptimSettings) -> None:
