@@ -32,7 +32,7 @@ _PARTS: tuple[_Part, ...] = (
         "accuracy",
         "Accuracy",
         report_accuracy.accuracy,
-        "Panoptic quality in percent. Intervals (95 %, bootstrap) are over pictures. All variants saw the same "
+        "In percent. Intervals (95 %, bootstrap) are over pictures. All variants saw the same "
         "pictures, so a difference between two of them is better known than their intervals suggest.",
         "evaluate/*.json is not in this folder.",
     ),

@@ -35,7 +35,7 @@ from edge_seg.models.base import MEAN_RGB, MODELS, STD_RGB, ExportGraph, Network
 SCHEMES = ("fp32", "w8a8")
 YARDSTICK = "plain 3x3 convolutions"
 PUBLISHED = "maskconver_mh_256, 7x7 as published"
-_CLASSES = 133
+_THINGS = 80  # classes of COCO that are things
 _CALIBRATION_PICTURES = 8
 
 
@@ -84,11 +84,13 @@ class Candidate:
         title: Name in the table.
         model: Registered name; empty is the yardstick.
         split_7x7: Whether the export rewrites 7x7 depthwise convolutions.
+        classes: Number of classes, those of COCO for the task.
     """
 
     title: str
     model: str
     split_7x7: bool = True
+    classes: int = 133
 
 
 CANDIDATES = (
@@ -100,6 +102,8 @@ CANDIDATES = (
     Candidate("maskconver_mnv2_256_k5", "maskconver_mnv2_256_k5"),
     Candidate("maskconver_mnv4s_256", "maskconver_mnv4s_256"),
     Candidate("maskconver_lite_256", "maskconver_lite_256"),
+    Candidate("blendmask_mobile_256", "blendmask_mobile_256", classes=_THINGS),
+    Candidate("solov2_mobile_256", "solov2_mobile_256", classes=_THINGS),
 )
 
 
@@ -147,7 +151,7 @@ def convert_candidate(candidate: Candidate, out: Path) -> list[Path]:
     from edge_seg.export import export_network
 
     torch.manual_seed(0)
-    network = MODELS[candidate.model](num_classes=_CLASSES) if candidate.model else PlainConvolutions()
+    network = MODELS[candidate.model](num_classes=candidate.classes) if candidate.model else PlainConvolutions()
     classes = [ClassInfo(i + 1, f"class {i}", True, (0, 0, 0)) for i in range(network.num_classes)]
     folder = export_network(network.eval(), classes, {}, out / "exported", split_7x7=candidate.split_7x7)
     pictures = [_noise((network.input_px, network.input_px)) for _ in range(_CALIBRATION_PICTURES)]
