@@ -103,6 +103,14 @@ def test_ap_is_pycocotools_to_the_last_digit(seed):
     assert 5 < figures["ap"] < 60
 
 
+@pytest.mark.parametrize(
+    ("seed", "boundary_ap"), [(0, 2.6635102608005163), (1, 2.0913091309130913), (2, 0.48126165401686066)]
+)
+def test_boundary_ap_is_that_of_faster_coco_eval(seed, boundary_ap):
+    """Recorded from faster-coco-eval 1.8.0, iouType "boundary", on the same scenes."""
+    assert collect(scenes(20, seed)).figures()["boundary_ap"] == pytest.approx(boundary_ap, abs=1e-9)
+
+
 def test_a_class_without_objects_is_left_out_and_nothing_found_is_zero():
     disc_mask = np.zeros(SIZE_HW, bool)
     disc_mask[20:60, 30:90] = True

@@ -237,8 +237,8 @@ def _match_class(found: Sequence[Instance], truth: Sequence[TrueObject], size_hw
     ignores: list[NDArray[np.bool_]] = []
     positives: list[int] = []
     for low, high in (*_AREAS_PX, _AREAS_PX[0]):
-        if len(hits) == _BOUNDARY and iou.any():
-            iou = np.minimum(iou, _boundary_iou(found, truth, crowd, size_hw))
+        if len(hits) == _BOUNDARY and iou.any():  # a detection is laid into a crowd by its area, whatever its rim
+            iou = np.where(crowd, iou, np.minimum(iou, _boundary_iou(found, truth, crowd, size_hw)))
         left_out = crowd | (true_area < low) | (true_area > high)
         hit, ignored = _match(iou, crowd, left_out)
         outside = (found_area < low) | (found_area > high)
