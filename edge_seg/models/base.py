@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from edge_seg.contract import ClassInfo
 from edge_seg.data.transforms import TrainCrop
 from edge_seg.errors import InputError
+from edge_seg.layers import ops
 from edge_seg.layers.conv import SameConv2d
 from edge_seg.layers.split import is_depthwise_7x7, is_foldable, split_7x7
 from edge_seg.models.reduce import ONE_PROCESS, Reduce
@@ -171,7 +172,7 @@ def conv_macs(module: nn.Module, input_px: int) -> dict[str, int]:
     Returns:
         Module path to count. BatchNorm, activations and resizes are not counted.
     """
-    clone = copy.deepcopy(module).to("meta").eval()
+    clone = _shapes_only(copy.deepcopy(module).to("meta").eval())
     counts: dict[str, int] = {}
 
     def hook(path: str) -> Callable[[nn.Module, Any, Tensor], None]:
@@ -186,6 +187,35 @@ def conv_macs(module: nn.Module, input_px: int) -> dict[str, int]:
     with torch.no_grad():
         clone(torch.zeros(1, 3, input_px, input_px, device="meta"))
     return counts
+
+
+class _Enlarged(nn.Module):
+    """The shape of a resize's result."""
+
+    def __init__(self, resize: nn.Module) -> None:
+        super().__init__()
+        self._resize = [resize]  # in a list, so that it is no part of this module
+
+    def forward(self, x: Tensor, *like: Tensor) -> Tensor:
+        """Returns an empty map of the size that the resize gives."""
+        (resize,) = self._resize
+        if isinstance(resize, ops.Upsample):
+            height, width = (side * resize.factor for side in x.shape[-2:])
+        else:
+            height, width = resize.size_hw if isinstance(resize, ops.Resize) else like[0].shape[-2:]
+        return x.new_empty((*x.shape[:2], height, width))
+
+
+def _shapes_only(module: nn.Module) -> nn.Module:
+    """Keeps only shapes of what costs no multiplication here, in place: on "meta" it would be slow Python."""
+    for name, child in list(module.named_children()):
+        if isinstance(child, nn.BatchNorm2d | nn.GroupNorm | nn.ReLU | nn.ReLU6):
+            setattr(module, name, nn.Identity())
+        elif isinstance(child, ops.Upsample | ops.Resize | ops.ResizeLike):
+            setattr(module, name, _Enlarged(child))
+        else:
+            _shapes_only(child)
+    return module
 
 
 def _taps(conv: nn.Module) -> int:
