@@ -126,20 +126,36 @@ def convert_many(
     settings: PtqSettings | None = None,
 ) -> list[Converted]:
     """Converts an exported network to several schemes with one float conversion; arguments as `convert`."""
+    chosen = settings or PtqSettings()
+    check_wanted(schemes, route, chosen, with_pictures=calibration is not None)
+    source = open_exported(exported)
+    images = calibration_images(calibration, source.contract)
+    job = _Job(source, out, route, images, chosen)
+    return [job.convert(scheme) for scheme in schemes]
+
+
+def check_wanted(schemes: Sequence[str], route: str, settings: PtqSettings, *, with_pictures: bool) -> None:
+    """Refuses what no network could be converted to; quick, so that it comes before anything slow.
+
+    Args:
+        schemes: Names of schemes.
+        route: Name of a route.
+        settings: Ranges, corrections and the recipe of calibrated schemes.
+        with_pictures: Whether there are calibration pictures.
+
+    Raises:
+        InputError: Unknown scheme or route, a route that cannot do it, a recipe that does not fit a scheme, or a
+            calibrated scheme without pictures.
+    """
     for scheme in schemes:
         if scheme not in TABLE:
             raise InputError(f"There is no scheme {scheme!r}.", got=scheme, todo=nearest(scheme, tuple(TABLE)))
-    source = open_exported(exported)
-    chosen = settings or PtqSettings()
     static = [s for s in schemes if TABLE[s].needs_calibration]
-    _check_route(route, static, chosen)  # an unknown route ends here as well, before anything slow
+    _check_route(route, static, settings)
     for scheme in static:
-        chosen.recipe_for(scheme)
-    images = calibration_images(calibration, source.contract)
-    if static and images is None:
+        settings.recipe_for(scheme)
+    if static and not with_pictures:
         raise needs_pictures(sorted(static)[0])
-    job = _Job(source, out, route, images, chosen)
-    return [job.convert(scheme) for scheme in schemes]
 
 
 def _check_route(route: str, static: Sequence[str], settings: PtqSettings) -> None:

@@ -71,7 +71,7 @@ def graph_of(data: bytes, path: Path) -> Graph:
     try:
         return _Reader(path, data).graph()
     except _BROKEN as error:
-        raise broken(path, f"{type(error).__name__}: {error}") from error
+        raise broken(path, f"{len(data)} bytes that point to what is not there ({error})") from error
 
 
 def read_bytes(path: Path) -> bytes:

@@ -6,9 +6,11 @@ differ by a few steps between the two: their kernels round in different places. 
 
 from __future__ import annotations
 
+import functools
+import json
 import tempfile
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +22,7 @@ from edge_seg.contract import Contract, InputTensor
 from edge_seg.converters.environments import find_environment, load_recipe, run_in_environment
 from edge_seg.converters.flatbuffer import Graph, read_graph
 from edge_seg.converters.interpreter import check_picture, dequantize
-from edge_seg.converters.metadata import read_contract
+from edge_seg.converters.metadata import read_constants, read_contract
 from edge_seg.errors import ArtifactError, InputError
 
 ENVIRONMENT = "tflite_runtime"
@@ -30,9 +32,16 @@ _WORKER = Path(__file__).resolve().parent / "workers" / "tflite_worker.py"
 class SecondInterpreter:
     """A converted file, run by tflite-runtime in a subprocess.
 
+    Called with one picture it is a `RawRunner`, so that the decoder and the metric take it as any other; each call
+    then costs the start of a process. Many pictures at once: `outputs`.
+
     Args:
         path: A .tflite that carries its contract.
         threads: CPU threads, at least 1.
+
+    Attributes:
+        delegate_kernels: Delegate kernels of the last run, as the runtime lists them; None before one, and where it
+            lists none of its nodes. 0 says that the runtime's own kernels computed everything.
 
     Raises:
         InputError: No such file, or a bad argument.
@@ -49,6 +58,16 @@ class SecondInterpreter:
         find_environment(ENVIRONMENT)
         name, _, version = next(r for r in load_recipe(ENVIRONMENT).requirements if "tflite" in r).partition("==")
         self.runtime = {"name": name, "version": version}
+        self.delegate_kernels: int | None = None
+
+    @functools.cached_property
+    def constants(self) -> Mapping[str, NDArray[Any]]:
+        """The decoder's constants that travel with the file."""
+        return read_constants(self.path)
+
+    def __call__(self, input_hwc_u8: NDArray[np.uint8]) -> dict[str, NDArray[np.float32]]:
+        """Runs one letterboxed picture, uint8 [H, W, 3]; see `TfliteRunner.__call__`."""
+        return self.outputs([input_hwc_u8])
 
     def raw_outputs(self, images: Sequence[NDArray[np.uint8]]) -> dict[str, NDArray[Any]]:
         """Runs the network on pictures, all in one subprocess.
@@ -76,9 +95,11 @@ class SecondInterpreter:
 
     def _run(self, folder: Path, inputs: NDArray[Any]) -> dict[str, NDArray[Any]]:
         job = {
+            "runtime": "tflite_runtime.interpreter",
             "tflite": str(self.path.absolute()),
             "inputs": str(folder / "inputs.npz"),
             "outputs": str(folder / "outputs.npz"),
+            "facts": str(folder / "facts.json"),
             "input_index": self._input,
             "indices": list(self._outputs.values()),
             "threads": self.threads,
@@ -89,9 +110,10 @@ class SecondInterpreter:
         todo = "this runtime is older than the file's operators; edge-seg check names them"
         run_in_environment(ENVIRONMENT, _WORKER, [str(folder / "job.json")], folder=folder, what=what, todo=todo)
         try:
+            self.delegate_kernels = json.loads((folder / "facts.json").read_text(encoding="utf-8"))["delegate_kernels"]
             with np.load(folder / "outputs.npz", allow_pickle=False) as archive:
                 return {name: archive[str(index)] for name, index in self._outputs.items()}
-        except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
+        except (OSError, ValueError, TypeError, KeyError, zipfile.BadZipFile) as error:
             raise ArtifactError(f"{what}: its outputs cannot be read.", got=str(error)) from error
 
 

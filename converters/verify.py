@@ -14,18 +14,20 @@ from numpy.typing import NDArray
 
 from edge_seg.artifact import sha256_of
 from edge_seg.contract import Contract, OutputTensor
+from edge_seg.converters.emulated import EmulatedRunner
 from edge_seg.converters.exported import Exported, Reference, open_exported, read_reference
 from edge_seg.converters.integers.checks import IntegerChecks, MirrorParity
 from edge_seg.converters.integers.trained_numbers import TrainedNumbers
 from edge_seg.converters.interpreter import Kernels, TfliteRunner
+from edge_seg.converters.machines import MachineChecks, MachineParity, is_integer
 from edge_seg.converters.program import program_runner
 from edge_seg.errors import ArtifactError
 
 if TYPE_CHECKING:
     from edge_seg.converters.gpu.runner import GpuRunner
 
-Engine = Kernels | Literal["gpu"]
-Runner = Union[TfliteRunner, "GpuRunner"]
+Engine = Kernels | Literal["gpu", "aarch64"]
+Runner = Union[TfliteRunner, EmulatedRunner, "GpuRunner"]
 Arrays = Mapping[str, NDArray[Any]]
 
 
@@ -113,19 +115,22 @@ class VerifyReport:
 
     Attributes:
         passed: Whether every output is within the tolerance of its scheme; of a file trained quantisation-aware also
-            whether its numbers are the trained ones and it equals the integer mirror.
+            whether its numbers are the trained ones and it equals the integer mirror, and of an integer file on
+            aarch64 whether it equals this machine's.
         file: The converted file.
         sha256: Its hash.
         scheme: Its scheme.
         exported_sha256: Hash of the exported program it was compared with.
         reference_images: Seeded pictures compared.
         given_images: Given pictures compared.
-        kernels: Kernels of the runtime, or "gpu".
-        runtime: Name and version of the runtime; of a GPU also adapter, its kind, precision and driver.
+        kernels: Kernels of the runtime, "gpu", or "aarch64" for XNNPACK on that processor.
+        runtime: Name and version of the runtime; of a GPU also adapter, its kind, precision and driver, of aarch64
+            also processor and emulator.
         tolerance: What was allowed.
         outputs: One entry per output.
         trained_numbers: Grids, weights and biases against the program; None unless trained quantisation-aware.
         integer_mirror: Outputs against the integer mirror; None for schemes without int8 activations.
+        machines: Integers on aarch64 against this machine's; None elsewhere, and for float outputs.
     """
 
     passed: bool
@@ -141,12 +146,15 @@ class VerifyReport:
     outputs: tuple[OutputParity, ...]
     trained_numbers: TrainedNumbers | None = None
     integer_mirror: MirrorParity | None = None
+    machines: MachineParity | None = None
 
     def to_json(self) -> dict[str, Any]:
         """Returns the report as plain JSON types; infinite ratios become null."""
         return plain_document(self)
 
     def _device(self) -> str:
+        if "machine" in self.runtime:
+            return " on {name} {version}, {emulator}".format(**self.runtime).rstrip(", ")
         if "adapter" not in self.runtime:
             return ""
         return " in {precision} on {adapter} ({adapter_kind})".format(**self.runtime)
@@ -162,7 +170,8 @@ class VerifyReport:
             figures = f"max {o.max_of_range:.1e} of range{floor}, {o.snr_db:.1f} dB, cosine {o.cosine:.6f}{steps}"
             figures += ", FITS BETTER WHEN MOVED BY ONE CELL" if o.displaced else ""
             lines.append(f"  {'ok  ' if o.passed else 'FAIL'} {o.name}: {figures}")
-        return "\n".join(lines + [part.text() for part in (self.trained_numbers, self.integer_mirror) if part])
+        parts = (self.trained_numbers, self.integer_mirror, self.machines)
+        return "\n".join(lines + [part.text() for part in parts if part])
 
 
 def verify(
@@ -185,7 +194,8 @@ def verify(
         against: The exported folder.
         images: Letterboxed pictures, uint8 [H, W, 3], to compare on besides the seeded reference inputs;
             PyTorch runs the exported program for them.
-        kernels: Kernels of the TFLite runtime, or "gpu" for LiteRT's GPU accelerator.
+        kernels: Kernels of the TFLite runtime, "gpu" for LiteRT's GPU accelerator, or "aarch64" for XNNPACK on the
+            processor that `EDGE_SEG_AARCH64` runs.
         precision: Arithmetic of the GPU accelerator; in fp16 a float file is held to `HALF_ARITHMETIC`.
         threads: CPU threads of the TFLite runtime.
 
@@ -196,7 +206,7 @@ def verify(
         InputError: A path does not exist, or a picture has another size.
         ArtifactError: A file is broken, or `file` was not made from `against`.
         MissingHere: No TFLite runtime; no torch, where `images` are given or the scheme is qat_w8a8; no Vulkan
-            implementation for "gpu".
+            implementation for "gpu"; no emulator for "aarch64".
     """
     exported = open_exported(against)
     with _opened(file, kernels, precision, threads) as runner:
@@ -205,6 +215,9 @@ def verify(
 
 @contextlib.contextmanager
 def _opened(file: Path, kernels: Engine, precision: Literal["fp32", "fp16"], threads: int) -> Iterator[Runner]:
+    if kernels == "aarch64":
+        yield EmulatedRunner(file, threads=threads)
+        return
     if kernels != "gpu":
         yield TfliteRunner(file, threads=threads, kernels=kernels)
         return
@@ -224,6 +237,7 @@ def _compare(runner: Runner, exported: Exported, images: Sequence[NDArray[np.uin
     check_origin(runner.path, runner.contract, exported, TOLERANCES)
     reference = read_reference(exported)
     integers = IntegerChecks(runner.graph, runner.contract, exported, kernels)
+    machines = MachineChecks(runner) if isinstance(runner, EmulatedRunner) and is_integer(runner.contract) else None
     tallies = {o.name: _Tally(o, reference.float32_error_of_range[o.name]) for o in runner.contract.outputs}
     counts = [0, 0]
     for place, picture, wanted in _pairs(exported, reference, images):
@@ -233,10 +247,13 @@ def _compare(runner: Runner, exported: Exported, images: Sequence[NDArray[np.uin
         for name, tally in tallies.items():
             tally.add(wanted[name], found[name], raw[name])
         integers.add(picture, raw)
+        if machines:
+            machines.add(picture, raw)
     tolerance = _tolerance(runner.contract.model.scheme, runner.runtime)
     outputs = tuple(t.result(tolerance) for t in tallies.values())
+    parity = machines.result() if machines else None
     return VerifyReport(
-        passed=all(o.passed for o in outputs) and integers.passed(),
+        passed=all(o.passed for o in outputs) and integers.passed() and (parity is None or parity.exact),
         file=str(runner.path),
         sha256=sha256_of(runner.path),
         scheme=runner.contract.model.scheme,
@@ -249,6 +266,7 @@ def _compare(runner: Runner, exported: Exported, images: Sequence[NDArray[np.uin
         outputs=outputs,
         trained_numbers=integers.numbers,
         integer_mirror=integers.mirror(),
+        machines=parity,
     )
 
 

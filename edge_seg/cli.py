@@ -196,7 +196,8 @@ def verify(file: Path, against: Path, as_json: bool, **options: Any) -> None:
 
     --layers also compares every layer and names the first one that is not right by itself. Against another .tflite
     of the same network (other route, scheme or interpreter) the two files are compared. --kernels gpu runs the file
-    on LiteRT's GPU accelerator, over a GPU or a Vulkan driver in software.
+    on LiteRT's GPU accelerator, over a GPU or a Vulkan driver in software; --kernels aarch64 runs it on an emulated
+    phone processor and counts the integers that differ from this machine's.
     """
     document, text, failed = run_verify(file, against, options)
     _emit(document, text, as_json)
@@ -225,6 +226,7 @@ def check(file: Path, delegate: str, as_json: bool) -> None:
 @click.option("--threads", default=2, show_default=True)
 @click.option("--controls", is_flag=True, help="Also score shifted masks and swapped classes.")
 @click.option("--metric", type=click.Choice(["pq", "ap"]), help="Instead of the task's own: PQ panoptic, AP instance.")
+@click.option("--second-interpreter", is_flag=True, help="Run a .tflite in tflite-runtime 2.14; slow.")
 @_set_option
 @_json_option
 def evaluate(model: Path, data: str, decoder: tuple[str, ...], as_json: bool, **options: Any) -> None:

@@ -16,8 +16,15 @@ from edge_seg.errors import ConfigError, nearest
 T = TypeVar("T")
 
 
-def load_toml(path: Path) -> dict[str, Any]:
+def load_toml(
+    path: Path, what: str = "configuration", todo: str = "see edge_seg/configs for examples"
+) -> dict[str, Any]:
     """Reads a TOML file.
+
+    Args:
+        path: The file.
+        what: What it should hold, for the message.
+        todo: Where a reader finds what such a file looks like.
 
     Raises:
         ConfigError: It is missing or is not TOML.
@@ -25,9 +32,9 @@ def load_toml(path: Path) -> dict[str, Any]:
     try:
         return tomllib.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
-        raise ConfigError(f"There is no configuration {path}.", todo="see edge_seg/configs for examples") from error
+        raise ConfigError(f"There is no {what} {path}.", expected="a TOML file", todo=todo) from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path} is not TOML.", got=str(error)) from error
+        raise ConfigError(f"{path} is not TOML.", expected=f"a {what} in TOML", got=str(error), todo=todo) from error
     except OSError as error:
         raise ConfigError(f"{path} cannot be read.", expected="a TOML file", got=str(error)) from error
 

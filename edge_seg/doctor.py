@@ -112,6 +112,19 @@ def _accelerator(precision: Literal["fp32", "fp16"]) -> Callable[[], Check]:
     return check
 
 
+def _aarch64() -> Check:
+    from edge_seg.converters.emulated import probe
+    from edge_seg.errors import EdgeSegError
+
+    name = "aarch64 emulator"
+    try:
+        found = probe()
+    except EdgeSegError as error:
+        return Check(name, False, f"{error.what} {error.got}".strip(), error.todo, required=False)
+    detail = f"{found['name']} {found['version']} on {found['machine']}, {found['emulator']}"
+    return Check(name, True, detail.rstrip(", "), required=False)
+
+
 def set_up(name: str) -> Path:
     """Fetches something optional into the user's cache folder and returns where it lies.
 
@@ -159,6 +172,7 @@ _CHECKS: tuple[Callable[[], Check], ...] = (
     _cuda,
     _accelerator("fp32"),
     _accelerator("fp16"),
+    _aarch64,
     _shared,
     _adb,
 )

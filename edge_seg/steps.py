@@ -18,6 +18,7 @@ from edge_seg.data.things import for_task
 from edge_seg.errors import InputError
 from edge_seg.evaluation.controls import shift_masks, swap_classes
 from edge_seg.evaluation.evaluate import Control, evaluate, spread
+from edge_seg.evaluation.predictor import Predictor
 from edge_seg.letterbox import letterbox_image
 from edge_seg.model_file import open_predictor
 
@@ -34,7 +35,14 @@ SHIFT_PX = 8
 
 
 def pictures(data: str, count: int, split: Split) -> list[NDArray[np.uint8]]:
-    """Returns `count` images of a data set, evenly spread, each [H, W, 3] uint8."""
+    """Returns `count` images of a data set, evenly spread, each [H, W, 3] uint8; at least one, or InputError."""
+    if count < 1:
+        raise InputError(
+            f"No picture of {data} is asked for.",
+            expected="1 picture or more",
+            got=str(count),
+            todo="64 pictures are usual for calibration, 8 for a benchmark",
+        )
     dataset = open_dataset(data, split=split)
     return [dataset[i].image_hwc_u8 for i in spread(len(dataset), count)]
 
@@ -96,13 +104,14 @@ def convert_source(
     Raises:
         EdgeSegError: Anything is missing or broken; finished files are kept.
     """
-    from edge_seg.converters.convert import convert_many
+    from edge_seg.converters.convert import check_wanted, convert_many
+    from edge_seg.converters.ptq.post_training import PtqSettings
 
+    # what can be refused without the network is, before the slow export writes anything
+    check_wanted(schemes, route, settings or PtqSettings(), with_pictures=calibration is not None)
+    images = None if calibration is None else pictures(calibration, calibration_images, "train")
     folder = exported_folder(source, out, split_7x7=split_7x7)
-    samples = None
-    if calibration is not None:
-        contract = Contract.load(folder / "contract.json")
-        samples = letterboxed(contract, pictures(calibration, calibration_images, "train"))
+    samples = None if images is None else letterboxed(Contract.load(folder / "contract.json"), images)
     done: list[Converted] = convert_many(folder, schemes, out=out, route=route, calibration=samples, settings=settings)
     return done
 
@@ -112,7 +121,7 @@ def verify_file(
     against: Path,
     images: Sequence[Path] = (),
     *,
-    kernels: Literal["xnnpack", "reference", "gpu"] = "xnnpack",
+    kernels: Literal["xnnpack", "reference", "gpu", "aarch64"] = "xnnpack",
     precision: Literal["fp32", "fp16"] = "fp32",
 ) -> VerifyReport:
     """Compares a converted file with the exported folder it came from.
@@ -121,7 +130,7 @@ def verify_file(
         file: `.tflite`.
         against: Exported folder.
         images: Pictures to compare on besides the seeded reference inputs.
-        kernels: What runs the file; "gpu" is LiteRT's GPU accelerator.
+        kernels: What runs the file; "gpu" is LiteRT's GPU accelerator, "aarch64" XNNPACK on an emulated processor.
         precision: Arithmetic of the GPU accelerator.
     """
     from edge_seg.converters.verify import verify
@@ -191,6 +200,7 @@ def evaluate_model(
     controls: bool = False,
     decoder: dict[str, Any] | None = None,
     metric: str = "",
+    second_interpreter: bool = False,
 ) -> dict[str, Any]:
     """Scores a checkpoint or a converted file on the `val` split of a data set; returns plain JSON types.
 
@@ -202,9 +212,10 @@ def evaluate_model(
         controls: Whether damaged predictions are scored as well.
         decoder: Decoder parameters instead of the contract's.
         metric: "pq" or "ap"; empty takes the task's own.
+        second_interpreter: Whether a `.tflite` runs in tflite-runtime, in its side environment.
     """
     dataset = open_dataset(data, split="val")
-    predictor = open_predictor(model, threads=threads, **(decoder or {}))
+    predictor = open_predictor(model, threads=threads, second_interpreter=second_interpreter, **(decoder or {}))
     task = predictor.contract.model.task
     result = evaluate(
         predictor,
@@ -219,10 +230,17 @@ def evaluate_model(
         model=model.name,
         file_sha256=sha256_of(model),
         scheme=predictor.contract.model.scheme,
+        **_runtime_of(predictor),
         data=data,
         data_sha256=dataset.fingerprint(),
         decoder=dict(predictor.contract.decoder.params),
     )
+
+
+def _runtime_of(predictor: Predictor) -> dict[str, Any]:
+    """Name and version of the TFLite runtime; nothing for PyTorch, whose checkpoint says what made it."""
+    runtime = getattr(predictor.runner, "runtime", None)
+    return {} if runtime is None else {"runtime": runtime}
 
 
 _NAMES = {"pq_th": "things", "pq_st": "stuff", "pq_teacher_forced": "with true centres"}

@@ -83,7 +83,7 @@ class IntegerChecks:
         graph: The file.
         contract: Its contract.
         exported: What it was made from; the mirror of a trained file is read from there.
-        kernels: Kernels that run the file; the mirror knows XNNPACK's only.
+        kernels: Kernels that run the file; the mirror knows XNNPACK's only, which round alike on every processor.
 
     Raises:
         InputError: A trained file or its program holds an operation without a rule.
@@ -94,7 +94,7 @@ class IntegerChecks:
     def __init__(self, graph: Graph, contract: Contract, exported: Exported, kernels: str) -> None:
         self.numbers: TrainedNumbers | None = None
         self._mirror: IntegerMirror | None = None
-        self._reason = "" if kernels == "xnnpack" else f"{kernels} kernels round in other ways"
+        self._reason = "" if kernels in ("xnnpack", "aarch64") else f"{kernels} kernels round in other ways"
         scheme = SCHEMES.get(contract.model.scheme)
         self._trained = scheme is not None and scheme.kind == "trained"
         self._quantised = scheme is not None and scheme.kind == "static" and scheme.activation_bits == 8

@@ -50,7 +50,8 @@ class Budget:
         number, top = float(digits), 1.0 if share else 100.0
         if not 0 < number <= top:
             what = "share of fp32" if share else "metric"
-            todo = "" if share else f'a share of the float network is written "{metric}>={digits}*fp32"'
+            other = f'the metric itself, in percent: "{metric}>=60"' if share else f'"{metric}>=0.99*fp32"'
+            todo = other if share else f"percent of the metric, or a share of the float network: {other}"
             raise InputError(f"The budget's {what} is out of range.", expected=f"(0, {top:g}]", got=digits, todo=todo)
         return cls(text.strip(), metric, number, bool(share))
 

@@ -121,7 +121,12 @@ def open_trials(
     """
     contract = read_contract(float_file)
     if contract.model.scheme != "fp32":
-        raise InputError(f"{float_file} is quantised already.", expected="an fp32 file", got=contract.model.scheme)
+        raise InputError(
+            f"{float_file} is quantised already.",
+            expected="an fp32 file",
+            got=contract.model.scheme,
+            todo="give NAME_fp32.tflite, or the exported folder or checkpoint that it comes from",
+        )
     network = calibrate(float_file.read_bytes(), read_graph(float_file), contract, images, settings)
     with tempfile.TemporaryDirectory(prefix="edge_seg_trials_") as folder:
         yield Trials(float_file, network, Path(folder), threads)

@@ -28,6 +28,7 @@ from edge_seg.errors import ConfigError, nearest
 FORMAT = "edge_seg.recipe"
 Precision = Literal["float", "int8", "int16", "dynamic"]
 PRECISIONS: tuple[str, ...] = get_args(Precision)
+_EXAMPLE = 'it holds format = "edge_seg.recipe" and [[rules]] with layers and precision; convert --budget writes one'
 
 
 @dataclass(frozen=True)
@@ -111,7 +112,7 @@ def read_recipe(path: Path) -> Recipe:
         ConfigError: It is missing or broken, has an unknown key, or names a precision that there is not.
         InputError: The JSON cannot be read.
     """
-    document = read_json(path, "recipe") if path.suffix == ".json" else load_toml(path)
+    document = read_json(path, "recipe") if path.suffix == ".json" else load_toml(path, "recipe", _EXAMPLE)
     if not isinstance(document, Mapping):
         raise ConfigError(f"{path} is not a recipe.", expected="a table with format, default and rules")
     return recipe_of(document, source=str(path))

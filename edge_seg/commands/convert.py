@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from edge_seg.commands.leftovers import removed_on_failure
 from edge_seg.commands.mixed import budget_options, check_budget, run_budget
 from edge_seg.errors import InputError
 from edge_seg.schemes import SCHEMES
@@ -60,29 +61,43 @@ def run_convert(source: Path, out: Path, *, split_7x7: bool, options: Mapping[st
         InputError: Options that do not go together.
         EdgeSegError: Anything is missing or broken.
     """
-    from edge_seg.steps import convert_source, exported_folder
-
     settings = ptq_settings(options)
     check_budget(options)
     if options["budget"] is not None:
-        return run_budget(source, out, split_7x7=split_7x7, options=options, settings=settings)
-    folder = exported_folder(source, out, split_7x7=split_7x7)
-    advice = _advice(folder, out, options)
+        with removed_on_failure(out, ("mixed",)):
+            return run_budget(source, out, split_7x7=split_7x7, options=options, settings=settings)
+    with removed_on_failure(out, options["schemes"] or ("fp32",)):
+        advice, done = _converted(source, out, split_7x7=split_7x7, options=options, settings=settings)
+    _tell(done, whole=options["with_report"])
+    rows = [c.to_json() | ({"advice": vars(advice)} if advice else {}) for c in done]
+    text = "\n".join(f"{c.file}  {c.size_bytes / 1e6:.2f} MB  {c.seconds:.1f} s" for c in done)
+    return rows[0] if len(rows) == 1 else rows, text
+
+
+def _converted(
+    source: Path, out: Path, *, split_7x7: bool, options: Mapping[str, Any], settings: PtqSettings
+) -> tuple[Advice | None, list[Converted]]:
+    """Returns why a scheme was picked, where --for asks for it, and the converted files."""
+    from edge_seg.steps import convert_source, exported_folder
+
+    advice = None
+    if options["target"] is not None:
+        _check_target(options)
+        source, split_7x7 = exported_folder(source, out, split_7x7=split_7x7), True
+        advice = _advice(source, out, options)
     schemes = (advice.scheme,) if advice else options["schemes"] or ("fp32",)
     _check_static(schemes, options)
     done = convert_source(
-        folder,
+        source,
         schemes,
         out,
         route=options["route"],
         calibration=options["calibration"],
         calibration_images=options["calibration_images"],
+        split_7x7=split_7x7,
         settings=settings,
     )
-    _tell(done, whole=options["with_report"])
-    rows = [c.to_json() | ({"advice": vars(advice)} if advice else {}) for c in done]
-    text = "\n".join(f"{c.file}  {c.size_bytes / 1e6:.2f} MB  {c.seconds:.1f} s" for c in done)
-    return rows[0] if len(rows) == 1 else rows, text
+    return advice, done
 
 
 def ptq_settings(options: Mapping[str, Any]) -> PtqSettings:
@@ -100,17 +115,21 @@ def ptq_settings(options: Mapping[str, Any]) -> PtqSettings:
     return PtqSettings(**given)
 
 
-def _advice(folder: Path, out: Path, options: Mapping[str, Any]) -> Advice | None:
-    """Returns the scheme for --for, and says why on stderr; the float file it is judged by is kept for later."""
-    if options["target"] is None:
-        return None
+def _check_target(options: Mapping[str, Any]) -> None:
+    """Refuses a --for that does not fit, before anything slow."""
+    from edge_seg.converters.ptq.targets import check_target
+
     if options["schemes"]:
         raise InputError("--for picks the scheme.", expected="--for or --scheme", got="both")
+    check_target(options["target"])
+
+
+def _advice(folder: Path, out: Path, options: Mapping[str, Any]) -> Advice:
+    """Returns the scheme for --for, and says why on stderr; the float file it is judged by is kept for later."""
     from edge_seg.converters.convert import convert
     from edge_seg.converters.flatbuffer import read_graph
-    from edge_seg.converters.ptq.targets import advise, check_target
+    from edge_seg.converters.ptq.targets import advise
 
-    check_target(options["target"])
     advice = advise(read_graph(convert(folder, scheme="fp32", out=out, route=options["route"]).file), options["target"])
     click.echo(f"{advice.scheme} for {advice.target}: {advice.why}", err=True)
     return advice

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from edge_seg.commands.leftovers import removed_on_failure
 from edge_seg.errors import InputError
 
 if TYPE_CHECKING:
@@ -82,7 +83,8 @@ def run_sensitivity(model: Path, options: Mapping[str, Any]) -> tuple[dict[str, 
         settings=ptq_settings({**options, "recipe": None}),
     )
     out = options["out"] or _beside(model)
-    document, losses = sensitivity(model, question, out)
+    with removed_on_failure(out.parent, ()):
+        document, losses = sensitivity(model, question, out)
     return document, sensitivity_text(losses, question.mode)
 
 

@@ -10,7 +10,7 @@ from typing import Any
 from edge_seg.artifact import sha256_of, write_bytes, write_manifest
 from edge_seg.commands.mixed_choice import LATENCY_NOTE, Candidate, advice_on, cheapest, latency_ms
 from edge_seg.commands.mixed_network import FIGURES, Accuracy, Calibration, figure, float_file, metric_of_figure
-from edge_seg.converters.convert import Converted
+from edge_seg.converters.convert import Converted, check_wanted
 from edge_seg.converters.interpreter import TfliteRunner
 from edge_seg.converters.metadata import read_contract
 from edge_seg.converters.mixed.budget import Budget, Search, Tried
@@ -19,6 +19,7 @@ from edge_seg.converters.mixed.sensitivity_file import SensitivityFile, read_row
 from edge_seg.converters.mixed.trials import Trials, about_trials, open_trials
 from edge_seg.converters.ptq.post_training import PtqSettings
 from edge_seg.converters.ptq.recipe import Recipe, Rule
+from edge_seg.data.source import open_dataset
 from edge_seg.errors import ArtifactError, CheckFailed, InputError
 from edge_seg.evaluation.bootstrap import paired_bootstrap
 from edge_seg.evaluation.evaluate import Quality
@@ -91,6 +92,9 @@ def convert_within(source: Path, out: Path, wish: Wish, *, split_7x7: bool = Tru
         CheckFailed: Nothing meets the budget; no mixed file is written.
         InputError: Anything given does not fit.
     """
+    check_wanted(("mixed",), wish.route, replace(wish.settings, recipe=Recipe()), with_pictures=True)
+    wish.calibration.check()
+    open_dataset(wish.data, split="val")  # as above: what does not fit is told before the long work
     folder = exported_folder(source, out, split_7x7=split_7x7)
     file = float_file(folder, out, route=wish.route)
     judge = _Judge(file, wish)
@@ -145,7 +149,7 @@ class _Judge:
                 "The float network does not meet the budget.",
                 expected=wish.budget.text,
                 got=f"fp32 scores {self.fp32:.3f}",
-                todo='ask for a share of it, as in "pq>=0.99*fp32"',
+                todo=f'ask for a share of it, as in "{wish.budget.metric}>=0.99*fp32"',
             )
 
     def value(self, file: Path) -> float:
@@ -216,13 +220,13 @@ class _Work:
 
     def search(self, place: Path) -> tuple[list[Tried], dict[str, LayerLoss]]:
         """Returns what meets the budget, and the losses of layers where they were needed."""
+        about, given = about_trials(self.trials, self.wish.calibration.sha256()), self.wish.sensitivity
+        store = SensitivityFile(given, about) if given else None  # another network's is refused, needed or not
         whole = Search((), self._score, self.judge.threshold)
         if whole.all_int8().holds:
             self._search = whole
             return whole.run(), {}
-        about = about_trials(self.trials, self.wish.calibration.sha256())
-        store = SensitivityFile(self.wish.sensitivity or place, about)
-        losses = Sensitivity(self.trials, store).known(self.judge.metric.name)
+        losses = Sensitivity(self.trials, store or SensitivityFile(place, about)).known(self.judge.metric.name)
         self._search = Search([x.module for x in losses], self._score, self.judge.threshold, tried=whole.tried)
         return self._search.run(), {x.module: x for x in losses}
 

@@ -14,7 +14,7 @@ from edge_seg.contract import Contract
 from edge_seg.converters.convert import convert
 from edge_seg.converters.metadata import read_contract
 from edge_seg.converters.mixed.sensitivity import Change, LayerLoss, Metric, Mode, Sensitivity
-from edge_seg.converters.mixed.sensitivity_file import SensitivityFile
+from edge_seg.converters.mixed.sensitivity_file import SensitivityFile, read_rows
 from edge_seg.converters.mixed.trials import about_trials, open_trials
 from edge_seg.converters.ptq.calibration import Images
 from edge_seg.converters.ptq.post_training import PtqSettings
@@ -104,6 +104,14 @@ class Calibration:
     data: str
     count: int
 
+    def check(self) -> None:
+        """Raises InputError or DataError for data that is not there; quick, so that it comes before anything slow."""
+        if self.count < 1:
+            raise InputError(
+                "Calibration needs pictures.", expected="1 or more", got=str(self.count), todo="64 are usual"
+            )
+        open_dataset(self.data, split="train")
+
     def images(self, contract: Contract) -> Images:
         """Returns the pictures, letterboxed for a network."""
         found: list[NDArray[np.uint8]] = letterboxed(contract, pictures(self.data, self.count, "train"))
@@ -171,6 +179,11 @@ def sensitivity(model: Path, question: Question, out: Path) -> tuple[dict[str, A
         InputError: The model is not float, or `out` is about another network, data or settings.
         ArtifactError: `out` is not a sensitivity file.
     """
+    question.calibration.check()
+    if out.exists():
+        read_rows(out)
+    if question.metric != "snr":
+        open_dataset(question.data, split="val")  # what is wrong is told before the long work
     file = float_file(model, out.parent)
     contract = read_contract(file)
     metric = question.metric_for(contract)

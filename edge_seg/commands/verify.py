@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from edge_seg.converters.layers.report import LayersReport
 
 _FILE = click.Path(path_type=Path)
+_KERNELS = ["xnnpack", "reference", "gpu", "aarch64"]
 _OPTIONS = (
     click.option(
         "--against", type=_FILE, required=True, help="Exported folder the file was made from, or another .tflite of it."
@@ -22,7 +23,7 @@ _OPTIONS = (
     click.option("--layers", is_flag=True, help="Compare every layer and name the first one that diverges."),
     click.option("--html", type=_FILE, help="Page of --layers; its JSON and a Model Explorer overlay go beside it."),
     click.option("--second-interpreter", is_flag=True, help="Run the .tflite of --against in tflite-runtime 2.14."),
-    click.option("--kernels", type=click.Choice(["xnnpack", "reference", "gpu"]), default="xnnpack", show_default=True),
+    click.option("--kernels", type=click.Choice(_KERNELS), default="xnnpack", show_default=True),
     click.option(
         "--precision", type=click.Choice(["fp32", "fp16"]), default="fp32", show_default=True, help="Of the GPU."
     ),
@@ -73,6 +74,13 @@ def _check(against: Path, options: Mapping[str, Any]) -> None:
             expected="no --kernels",
             got=options["kernels"],
             todo="a GPU accelerator does not show its intermediate tensors; verify --kernels gpu compares outputs",
+        )
+    if options["kernels"] != "xnnpack" and against.is_file():
+        raise InputError(
+            "Two files are compared on XNNPACK.",
+            expected="no --kernels",
+            got=options["kernels"],
+            todo="--kernels runs one file against the exported folder it was made from",
         )
     if options["second_interpreter"] and not against.is_file():
         raise InputError("Only a .tflite runs in a second interpreter.", expected="--against FILE", got=str(against))

@@ -79,6 +79,7 @@ def read_coco(path: Path) -> Mapping[str, Any]:
                 f"{path} is not a COCO annotation file.",
                 expected=f'an object with a list "{key}"',
                 got=_kind(document),
+                todo="give a JSON in COCO instances or COCO panoptic format, or synthetic:easy",
             )
     if not document["images"]:
         raise DataError(f"{path} is an empty data set.", expected="at least one picture", got="0 pictures")

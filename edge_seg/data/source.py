@@ -48,7 +48,7 @@ def _annotation_file(folder: Path, split: Split) -> Path:
         f"{folder} has no annotations for the split {split!r}.",
         expected=" or ".join(path.name for path in candidates),
         got=", ".join(sorted(p.name for p in folder.iterdir())[:8]) or "an empty folder",
-        todo="name the JSON file itself, or rename it",
+        todo="name a COCO JSON file itself, or call it so; pictures alone are no data set",
     )
 
 

@@ -113,7 +113,8 @@ def load_checkpoint(path: Path) -> Checkpoint:
 
     Raises:
         InputError: There is no such file.
-        ArtifactError: It is a pickle, is truncated, lacks the header, or its weights do not fit the network.
+        ArtifactError: It is a pickle, is truncated, lacks the header, its weights do not fit the network or are not
+            finite.
     """
     header, tensors = _read_safetensors(path)
     if header.get("format") != FORMAT:
@@ -132,8 +133,21 @@ def load_checkpoint(path: Path) -> Checkpoint:
         raise ArtifactError(f"{path} has a broken header.", got=f"{type(error).__name__}: {error}") from error
     network = build_network(settings, classes)
     load_strictly(network, tensors, path)
+    _check_finite(network, path)
     network.licence = header.get("licence", network.licence)
     return Checkpoint(network.eval(), classes, settings, step, path)
+
+
+def _check_finite(network: Network, path: Path) -> None:
+    """Raises ArtifactError that names weights with NaN or infinity: every step behind would compute nonsense."""
+    broken = [name for name, weight in network.named_parameters() if not bool(torch.isfinite(weight).all())]
+    if broken:
+        raise ArtifactError(
+            f"{path} holds weights that are not finite.",
+            expected="numbers",
+            got=f"NaN or infinity in {', '.join(broken[:3])}{' and others' if len(broken) > 3 else ''}",
+            todo="take an earlier checkpoint, or train again with a lower optim.lr",
+        )
 
 
 def load_strictly(network: Network, tensors: Mapping[str, Tensor], path: Path) -> None:

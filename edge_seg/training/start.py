@@ -68,14 +68,22 @@ def _fitting(settings: TrainSettings, classes: Sequence[ClassInfo]) -> Checkpoin
             todo="start from the float checkpoint, or go on with --resume",
         )
     if own != asked:
-        what = next(w for w, a, b in zip(("network", "input", "options", "classes"), own, asked, strict=True) if a != b)
+        what, got, wish = next(
+            (w, a, b) for w, a, b in zip(("network", "input", "options", "classes"), own, asked, strict=True) if a != b
+        )
         raise InputError(
             f"{settings.qat.start} holds another network than the configuration asks for ({what}).",
-            expected=str(asked)[:160],
-            got=str(own)[:160],
+            expected=_plain(wish),
+            got=_plain(got),
             todo="use the configuration the checkpoint was trained with",
         )
     return checkpoint
+
+
+def _plain(value: Any) -> str:
+    """Returns a value of a checkpoint's settings, cut to a line of a message."""
+    text = f"{len(value)}: {', '.join(value)}" if isinstance(value, list) else str(value)
+    return text if len(text) <= 200 else f"{text[:200]} ..."
 
 
 @dataclass(frozen=True)
