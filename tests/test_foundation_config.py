@@ -160,12 +160,18 @@ def test_a_folder_where_a_configuration_is_expected_is_a_configuration_error(tmp
 
 
 def test_every_recipe_of_the_package_is_complete_and_says_what_it_is(root):
+    from edge_seg.contract import ClassInfo
+    from edge_seg.models.base import MODELS
     from edge_seg.training.settings import load_settings
 
     recipes = sorted((root / "edge_seg" / "configs").glob("*.toml"))
     assert recipes
     for path in recipes:
-        assert load_settings(path).model.name.startswith("maskconver_")
+        settings = load_settings(path)
+        network = MODELS[settings.model.name](num_classes=4, input_px=settings.model.input_px)
+        classes = [ClassInfo(n, f"class {n}", True, (0, 0, 0)) for n in range(4)]
+        network.decoder_params(settings.decoder)
+        assert network.criterion(settings.criterion, classes) is not None
         header = path.read_text().split("\n\n")[0].split("\nseed")[0]
         assert all(line.startswith("#") for line in header.splitlines())
         for word in ("Cost:", "Command:"):

