@@ -20,6 +20,7 @@ from edge_seg.data.sample import Sample, Segment
 from edge_seg.decoders.base import Instance, InstanceResult, Result
 from edge_seg.decoders.run_lengths import RunLengths
 from edge_seg.errors import InputError
+from edge_seg.evaluation.bootstrap import picture_order
 
 IOU_THRESHOLDS = np.linspace(0.5, 0.95, 10)
 RECALL_THRESHOLDS = np.linspace(0.0, 1.0, 101)
@@ -110,21 +111,10 @@ class AveragePrecision:
         Raises:
             InputError: The class lists differ, or the numbers of pictures cannot come from such parts.
         """
-        counts = [len(part._pictures) for part in parts]
-        total = sum(counts)
-        expected = [len(range(k, total, len(parts))) for k in range(len(parts))]
-        if not parts or counts != expected or any(part.classes != parts[0].classes for part in parts):
-            raise InputError(
-                "Parts of a score do not belong together.",
-                expected=f"one class list, and {expected} pictures",
-                got=f"{counts} pictures",
-                todo="score every part with the same data and the same limit",
-            )
+        order = picture_order(parts)
         whole = cls(parts[0].classes)
-        for number in range(total):
-            part, position = parts[number % len(parts)], number // len(parts)
-            whole._pictures.append(part._pictures[position])
-            whole._image_ids.append(part._image_ids[position])
+        whole._pictures = [parts[part]._pictures[position] for part, position in order]
+        whole._image_ids = [parts[part]._image_ids[position] for part, position in order]
         return whole
 
     @property

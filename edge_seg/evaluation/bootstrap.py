@@ -46,6 +46,28 @@ class Resampled(Protocol):
         """
 
 
+def picture_order(parts: Sequence[Resampled]) -> list[tuple[int, int]]:
+    """Returns part and position of every picture of a whole, in the order of the whole.
+
+    Args:
+        parts: Of n parts, part k holds the pictures k, k + n, k + 2n, ... of the whole.
+
+    Raises:
+        InputError: The class lists differ, or the numbers of pictures cannot come from such parts.
+    """
+    counts = [len(part.image_ids) for part in parts]
+    total = sum(counts)
+    expected = [len(range(k, total, len(parts))) for k in range(len(parts))]
+    if not parts or counts != expected or any(part.classes != parts[0].classes for part in parts):
+        raise InputError(
+            "Parts of a score do not belong together.",
+            expected=f"one class list, and {expected} pictures",
+            got=f"{counts} pictures",
+            todo="score every part with the same data and the same limit",
+        )
+    return [(number % len(parts), number // len(parts)) for number in range(total)]
+
+
 def picture_weights(pictures: int, seed: int, n: int = RESAMPLES) -> NDArray[np.int64]:
     """Returns how often each picture occurs in each resample, [n, pictures]."""
     share = np.full(pictures, 1.0 / pictures) if pictures else np.zeros(0)

@@ -14,6 +14,7 @@ import numpy as np
 
 from edge_seg.contract import ClassInfo
 from edge_seg.errors import InputError
+from edge_seg.evaluation.bootstrap import picture_order
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -160,21 +161,10 @@ class PanopticQuality:
         Raises:
             InputError: The class lists differ, or the numbers of pictures cannot come from such parts.
         """
-        counts = [len(part._statistics) for part in parts]
-        total = sum(counts)
-        expected = [len(range(k, total, len(parts))) for k in range(len(parts))]
-        if not parts or counts != expected or any(part.classes != parts[0].classes for part in parts):
-            raise InputError(
-                "Parts of a score do not belong together.",
-                expected=f"one class list, and {expected} pictures",
-                got=f"{counts} pictures",
-                todo="score every part with the same data and the same limit",
-            )
+        order = picture_order(parts)
         whole = cls(parts[0].classes)
-        for number in range(total):
-            part, position = parts[number % len(parts)], number // len(parts)
-            whole._statistics.append(part._statistics[position])
-            whole._image_ids.append(part._image_ids[position])
+        whole._statistics = [parts[part]._statistics[position] for part, position in order]
+        whole._image_ids = [parts[part]._image_ids[position] for part, position in order]
         return whole
 
     @property
