@@ -135,3 +135,15 @@ def test_the_command_needs_nothing_heavy():
     code = "import sys, edge_seg.studies.results_table\nprint([m for m in ('torch', 'numpy') if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_the_decoders_of_instance_networks_have_a_table(tmp_path):
+    row = {"family": "solov2", "input_px": 320, "instances": 20, "median_ms": 4.29, "ci95_median_ms": [4.22, 4.33]}
+    row |= {"min_ms": 2.81, "interval_met": False, "peak_bytes": 1_100_000}
+    run = {"what": "instance_decoder", "source": "ellipses", "threads": 1, "real_time_priority": False, "rows": [row]}
+    run |= {"device": {"cpu": None}, "command": "python -m it"}
+    (tmp_path / "speed").mkdir()
+    (tmp_path / "speed" / "a.json").write_text(json.dumps(run))
+    text = results_markdown(tmp_path)
+    assert "| solov2 | 320 | 20 | 4.29 [4.22, 4.33], wider than asked | 2.81 | 1.1 |" in text
+    assert "an unnamed CPU" in text

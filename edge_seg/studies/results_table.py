@@ -235,8 +235,8 @@ def _speed(runs: Sequence[Mapping[str, Any]]) -> list[str]:
     """One table per interleaved run of `edge_seg.studies.network_speed`; a median that missed its interval says so."""
     tables = []
     for run in runs:
-        if run.get("what") == "decoder":
-            tables += _decoder(run)
+        if run.get("what") in _OF_DECODERS:
+            tables += _OF_DECODERS[run["what"]](run)
             continue
         cpu, threads = run["device"].get("cpu") or "an unnamed CPU", run["threads"]
         tables.append(
@@ -288,6 +288,28 @@ def _decoder_row(row: Mapping[str, Any]) -> list[str]:
         *medians,
         f"{ratio:.3f} [{ratio_low:.3f}, {ratio_high:.3f}]",
     ]
+
+
+def _instance_decoders(run: Mapping[str, Any]) -> list[str]:
+    """A table of `edge_seg.studies.instance_decoder_speed`."""
+    cpu = run["device"].get("cpu") or "an unnamed CPU"
+    priority = ", real-time priority" if run["real_time_priority"] else ""
+    columns = ("decoder", "input px", "objects", "median ms", "least ms", "peak memory, MB")
+    rows = []
+    for row in run["rows"]:
+        low, high = row["ci95_median_ms"]
+        missed = "" if row["interval_met"] else ", wider than asked"
+        median_ms = f"{row['median_ms']:.2f} [{low:.2f}, {high:.2f}]{missed}"
+        least_ms, peak_mb = _number(row["min_ms"], 2), _number(row["peak_bytes"] / 1e6, 1)
+        rows.append([row["family"], str(row["input_px"]), str(row["instances"]), median_ms, least_ms, peak_mb])
+    head = (
+        f"**Decoders of instance networks** from raw arrays to run lengths at network size, on {run['source']}, "
+        f"{run['threads']} thread{priority}, {cpu} (`{run['command']}`)."
+    )
+    return [head, _table(columns, rows)]
+
+
+_OF_DECODERS = {"decoder": _decoder, "instance_decoder": _instance_decoders}
 
 
 def _training(runs: Sequence[Mapping[str, Any]]) -> list[str]:
