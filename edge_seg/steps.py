@@ -176,19 +176,19 @@ def control_damages(dataset: Dataset) -> dict[str, Control]:
     """Returns two damages that a working metric must punish: masks shifted by 8 px, two classes swapped.
 
     The swapped classes are the two most frequent things. A swap takes 2 / (number of classes) of the overall PQ at
-    most, so the quality of the two classes is reported apart.
+    most, so the quality of the two classes is reported apart. With less than two things there is nothing to swap.
     """
+    damages = {f"shift by {SHIFT_PX} px": Control(lambda result: shift_masks(result, SHIFT_PX))}
+    things = [i for i, c in enumerate(dataset.classes) if c.isthing]
+    if len(things) < 2:
+        return damages
     counts = np.zeros(len(dataset.classes), np.int64)
     for index in spread(len(dataset), 32):
         for segment in dataset[index].segments:
             counts[segment.class_index] += 1
-    things = [i for i, c in enumerate(dataset.classes) if c.isthing]
     a, b = sorted(things, key=lambda i: -counts[i])[:2]
     names = f"swap {dataset.classes[a].name} and {dataset.classes[b].name}"
-    return {
-        f"shift by {SHIFT_PX} px": Control(lambda result: shift_masks(result, SHIFT_PX)),
-        names: Control(lambda result: swap_classes(result, a, b), (a, b)),
-    }
+    return {**damages, names: Control(lambda result: swap_classes(result, a, b), (a, b))}
 
 
 def evaluate_model(

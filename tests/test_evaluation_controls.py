@@ -1,13 +1,19 @@
 """Known damage must be exactly what it says, and the metric must collapse under it."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 
+from edge_seg.contract import ClassInfo
+from edge_seg.data.sample import Segment
 from edge_seg.data.synthetic import SyntheticScenes
-from edge_seg.decoders.base import PanopticResult, SegmentResult
+from edge_seg.decoders.base import Instance, InstanceResult, PanopticResult, SegmentResult
+from edge_seg.decoders.run_lengths import RunLengths
 from edge_seg.errors import InputError
 from edge_seg.evaluation.controls import shift_masks, swap_classes
 from edge_seg.evaluation.panoptic_quality import PanopticQuality
+from edge_seg.steps import control_damages
 
 
 def result_of(ids, class_of):
@@ -62,3 +68,34 @@ def test_the_metric_collapses_under_a_shift_and_a_swap(level):
     assert computed["shift"].pq < 50.0
     assert computed["shift"].pq_th < 20.0
     assert [row.tp for row in computed["swap"].per_class[:2]] == [0, 0]
+
+
+@pytest.mark.parametrize(("things", "names"), [(0, ["shift by 8 px"]), (1, ["shift by 8 px"]), (2, 2)])
+def test_a_data_set_with_one_kind_of_thing_has_nothing_to_swap(things, names):
+    """A data set of one class is what many users bring."""
+
+    class Pictures:
+        classes = tuple(ClassInfo(n, f"class {n}", n < things, (0, 0, 0)) for n in range(3))
+
+        def __len__(self):
+            return 1
+
+        def __getitem__(self, index):
+            return SimpleNamespace(segments=(Segment(1, 0),))
+
+    found = list(control_damages(Pictures()))
+    assert found == names if isinstance(names, list) else len(found) == names
+
+
+def test_objects_are_shifted_and_swapped_like_an_id_map():
+    mask = np.zeros((6, 7), bool)
+    mask[1:3, 4:6] = True
+    thing = Instance(2, 0.9, (4.0, 1.0, 6.0, 3.0), RunLengths.from_mask(mask))
+    result = InstanceResult((6, 7), (thing,))
+    (moved,) = shift_masks(result, 2).instances
+    expected = np.zeros((6, 7), bool)
+    expected[3:5, 6] = True  # one of two columns left the picture
+    assert np.array_equal(moved.mask.mask(), expected)
+    assert moved.box_xyxy_px == (6.0, 3.0, 8.0, 5.0)
+    assert [i.class_index for i in swap_classes(result, 2, 0).instances] == [0]
+    assert swap_classes(result, 1, 0) == result

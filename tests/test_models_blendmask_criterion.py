@@ -16,10 +16,10 @@ from edge_seg.models.blendmask_criterion import (
     BlendMaskLossConfig,
     blend,
     centerness,
-    focal_loss,
     giou,
     semantic_loss,
 )
+from edge_seg.models.focal import focal_loss
 from edge_seg.quantization.grids import RangeOptions
 from edge_seg.quantization.prepare import prepare
 

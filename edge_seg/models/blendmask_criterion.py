@@ -19,6 +19,7 @@ from edge_seg.data.fcos_targets import ObjectTable, counted_cells, fcos_targets,
 from edge_seg.data.transforms import TrainCrop
 from edge_seg.errors import ConfigError, InputError
 from edge_seg.layers.roi_align import roi_align
+from edge_seg.models.focal import focal_loss
 from edge_seg.models.reduce import ONE_PROCESS, Reduce
 
 if TYPE_CHECKING:
@@ -27,7 +28,6 @@ if TYPE_CHECKING:
 BASIS_STRIDE_PX = 4
 SEMANTIC_STRIDE_PX = 8
 IGNORED = -1
-_ALPHA, _GAMMA = 0.25, 2.0
 _SMALLEST_SUM = 1e-6
 
 
@@ -226,14 +226,6 @@ def _one_hot(batch: Mapping[str, Tensor], classes: int) -> Tensor:
     rows = batch["object_of_cell"].clamp(min=0)
     found = torch.where(batch["object_of_cell"] >= 0, batch["class_index"].gather(1, rows), classes)
     return F.one_hot(found, classes + 1)[..., :classes].to(torch.float32)
-
-
-def focal_loss(logits: Tensor, truth: Tensor) -> Tensor:
-    """Returns the focal loss of every element (arXiv 1708.02002), alpha 0.25, gamma 2."""
-    p = torch.sigmoid(logits)
-    bce = F.binary_cross_entropy_with_logits(logits, truth, reduction="none")
-    missed = p + truth - 2 * p * truth
-    return (_ALPHA * truth + (1 - _ALPHA) * (1 - truth)) * missed**_GAMMA * bce
 
 
 def centerness(ltrb: Tensor) -> Tensor:

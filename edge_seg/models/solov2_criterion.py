@@ -15,6 +15,7 @@ from torch import Tensor
 from edge_seg.data.solo_targets import SoloTargetConfig, countable, crop_objects, solo_targets
 from edge_seg.data.transforms import TrainCrop
 from edge_seg.errors import ConfigError
+from edge_seg.models.focal import focal_loss
 from edge_seg.models.reduce import ONE_PROCESS, Reduce
 
 if TYPE_CHECKING:
@@ -23,7 +24,6 @@ if TYPE_CHECKING:
 PUBLISHED_RANGES_PX = ((1.0, 56.0), (28.0, 112.0), (56.0, 224.0), (112.0, 448.0), (224.0, 896.0))
 """Square roots of box areas of each level in the light networks, for an input of 448 pixels."""
 _DICE_SMOOTHING = 0.001  # published, added to both sums of squares
-_ALPHA, _GAMMA = 0.25, 2.0
 
 
 @dataclass(frozen=True)
@@ -141,9 +141,5 @@ def category_loss(logits: Tensor, category: Tensor, weight: Tensor, *, reduce: R
     positive = category >= 0
     count = reduce.total(positive.sum().to(logits.dtype))
     truth = F.one_hot(category.clamp(min=0), logits.shape[2]).to(logits.dtype) * positive[..., None]
-    p = torch.sigmoid(logits)
-    wrong = p + truth - 2 * p * truth  # 1 - p at the truth, p elsewhere
-    alpha = truth * _ALPHA + (1 - truth) * (1 - _ALPHA)
-    entropy = F.binary_cross_entropy_with_logits(logits, truth, reduction="none")
-    loss: Tensor = (alpha * wrong**_GAMMA * entropy * weight[..., None]).sum()
+    loss: Tensor = (focal_loss(logits, truth) * weight[..., None]).sum()
     return loss / (count + 1)
