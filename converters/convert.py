@@ -36,6 +36,7 @@ from edge_seg.converters.ptq.post_training import (
 from edge_seg.converters.ptq.recipe import Recipe
 from edge_seg.converters.ptq.targets import scheme_warnings
 from edge_seg.converters.routes import ROUTES, OwnTools
+from edge_seg.converters.zero_taps import cut_zero_taps
 from edge_seg.errors import ArtifactError, EdgeSegError, InputError, nearest
 from edge_seg.schemes import SCHEMES as TABLE
 
@@ -230,8 +231,8 @@ class _Job:
         return file.read_bytes(), read_graph(file)
 
     def _routed(self, dtype: str) -> bytes:
-        """Runs the route and checks that what comes out computes in `dtype`, as the scheme says."""
-        data = ROUTES[self.route](self.source.program, self.source.contract)
+        """Runs the route, cuts zero taps and checks that the file computes in `dtype`, as the scheme says."""
+        data = cut_zero_taps(ROUTES[self.route](self.source.program, self.source.contract), self.source.program)
         graph = graph_of(data, self.source.program)
         found = graph.tensors[graph.inputs[0]].dtype
         if found != dtype:
@@ -259,7 +260,7 @@ class _Job:
             and all(manifest.tools.get(t) == tools.get(t) for t in _TOOLS_THAT_MATTER)
             and contract.model.parents.get("exported_sha256") == self.source.program_sha256
             and contract.model.route == self.route
-            and manifest.config.get("route_tools") == self._settings("fp32").get("route_tools")
+            and all(manifest.config.get(k) == self._settings("fp32").get(k) for k in ("route_tools", "zero_taps"))
         )
 
     def _written(self, data: bytes, scheme: str, started: float, report: CalibrationReport | None = None) -> Converted:
@@ -296,7 +297,7 @@ class _Job:
     def _settings(self, scheme: str) -> dict[str, Any]:
         """Returns what goes into the manifest."""
         static = TABLE[scheme].needs_calibration
-        settings: dict[str, Any] = {"scheme": scheme, "route": self.route}
+        settings: dict[str, Any] = {"scheme": scheme, "route": self.route, "zero_taps": "cut"}
         settings["calibration_images"] = len(self.images or ()) if static else 0
         route = ROUTES[self.route]
         if isinstance(route, OwnTools):

@@ -89,7 +89,7 @@ class Editor:
         Args:
             op: Index of the operator.
             place: Place of the constant among its inputs.
-            values: New values, of the shape and dtype of the old ones.
+            values: New values, of the dtype of the old ones; the tensor takes their shape.
         """
         operator = self._main.operators[op]
         index = int(operator.inputs[place])
@@ -103,6 +103,7 @@ class Editor:
             self._model.buffers.append(_tool().BufferT())
             operator.inputs[place] = len(self._main.tensors)
             self._main.tensors.append(tensor)
+        tensor.shape, tensor.shapeSignature = list(values.shape), None
         buffer = self._model.buffers[tensor.buffer]
         buffer.data, buffer.offset, buffer.size = values.tobytes(), 0, 0
 

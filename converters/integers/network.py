@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 
+import numpy as np
+
 from edge_seg.converters.integers.kernels import Ints, Weights, Window
 from edge_seg.schemes import Grid
 
@@ -88,6 +90,26 @@ class IntegerNetwork:
         folded = [_with_pad(op, pads[op.inputs[0]]) if op.weights and op.inputs[0] in pads else op for op in self.ops]
         used = {place for op in folded for place in op.inputs} | set(self.outputs.values())
         return replace(self, ops=tuple(op for op in folded if op.kind != "pad" or op.output in used))
+
+    def without_zero_taps(self) -> IntegerNetwork:
+        """Returns the same network without rows and columns of zeros that a kernel lays on its padding.
+
+        `zero_taps` cuts them on conversion; the exact rewrite of TensorFlow's SAME padding puts them there.
+        """
+        return replace(self, ops=tuple(_cut(op) if op.weights and op.window else op for op in self.ops))
+
+
+def _cut(op: IntegerOp) -> IntegerOp:
+    if op.weights is None or op.window is None or op.window.dilation_hw != (1, 1):
+        return op
+    kernel, around = op.weights.integers_ohwi, list(op.window.padding_tblr)
+    for side, axis in enumerate((1, 1, 2, 2)):
+        edge = 0 if side % 2 == 0 else -1
+        while around[side] and kernel.shape[axis] > 1 and not kernel.take(edge, axis).any():
+            kernel = np.delete(kernel, edge, axis)
+            around[side] -= 1
+    window = replace(op.window, padding_tblr=(around[0], around[1], around[2], around[3]))
+    return replace(op, weights=replace(op.weights, integers_ohwi=kernel), window=window)
 
 
 def _with_pad(op: IntegerOp, pad: IntegerOp) -> IntegerOp:

@@ -85,7 +85,7 @@ def compare_numbers(wanted: IntegerNetwork, found: IntegerNetwork) -> TrainedNum
         Counts and differences.
     """
     equal, total = dict.fromkeys(KINDS, 0), dict.fromkeys(KINDS, 0)
-    wanted, found = wanted.without_pads(), found.without_pads()
+    wanted, found = (network.without_pads().without_zero_taps() for network in (wanted, found))
     differences = []
     for kind, module, wanted_value, found_value in _pairs(wanted, found):
         total[kind] += 1

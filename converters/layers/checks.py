@@ -112,6 +112,7 @@ def file_constants(graph: Graph, layer: MatchedLayer, wanted: FoldedWeights) -> 
     depthwise = layer.op.name == "DEPTHWISE_CONV_2D"
     values = values.transpose(3, 1, 2, 0) if depthwise else values
     values = values[:, None, None] if values.ndim == 2 else values
+    values = _with_zero_taps(values, wanted.weight_ohwi)
     half = _half_distance(stored, wanted.weight_ohwi)
     if stored.scale:
         scale = np.broadcast_to(np.array(stored.scale, np.float64), (len(values),))
@@ -126,6 +127,16 @@ def file_constants(graph: Graph, layer: MatchedLayer, wanted: FoldedWeights) -> 
             step = np.broadcast_to(step, bias.shape)
             bias = bias * step
     return FileConstants(values, bias, half, step)
+
+
+def _with_zero_taps(values: NDArray[np.float64], wanted: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Returns a kernel with the rows and columns of zeros in front that conversion cut off the program's."""
+    missing = [w - v for v, w in zip(values.shape, wanted.shape, strict=True)]
+    if not any(missing) or min(missing) < 0 or missing[0] or missing[3]:
+        return values
+    if wanted[:, : missing[1]].any() or wanted[:, :, : missing[2]].any():
+        return values
+    return np.pad(values, [(n, 0) for n in missing])
 
 
 def _stored(graph: Graph, tensor: int) -> TensorInfo:

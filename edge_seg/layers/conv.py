@@ -10,7 +10,8 @@ class SameConv2d(nn.Conv2d):
     """3x3 convolution of stride 2 with TensorFlow's 'same' padding (bottom and right on even sizes).
 
     Written as a 4x4 kernel whose first row and column are zero, with symmetric padding 1: the same numbers, but no
-    PAD and no TRANSPOSE in the converted graph. The stored weight stays 3x3, under its usual name.
+    PAD and no TRANSPOSE in the converted graph, where the zeros are cut off again (`converters.zero_taps`). The stored
+    weight stays 3x3, under its usual name.
     Source: edge_seg measurement; TensorFlow `SAME` definition.
 
     Args:
@@ -31,10 +32,15 @@ class SameConv2d(nn.Conv2d):
         return F.pad(self.weight, (1, 0, 1, 0))
 
     def as_plain(self) -> nn.Conv2d:
-        """Returns an ordinary convolution with the 4x4 kernel, for export."""
+        """Returns an ordinary convolution with the 4x4 kernel, for export and retraining; its zeros stay."""
         plain = nn.Conv2d(self.in_channels, self.out_channels, 4, stride=2, padding=1, groups=self.groups, bias=False)
         plain.weight.data.copy_(self.kernel_4x4().data)
+        plain.weight.register_hook(_without_zeros)  # type: ignore[no-untyped-call]
         return plain
+
+
+def _without_zeros(gradient: Tensor) -> Tensor:
+    return F.pad(gradient[..., 1:, 1:], (1, 0, 1, 0))
 
 
 def activation(name: str) -> nn.Module:
