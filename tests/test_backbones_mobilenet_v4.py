@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from edge_seg.backbones.base import BACKBONES, load_weights
+from edge_seg.backbones.base import BACKBONES, PYRAMIDS, load_weights
 from edge_seg.errors import ArtifactError
 from edge_seg.layers.conv import ConvBnAct
 
@@ -92,6 +92,24 @@ def test_it_computes_what_timm_computes():
     )
     for got, truth in zip(maps, recorded, strict=True):
         cells = [got.mean(), got.std(), got[0, 1, 2, 3], got[0, -1, -1, -1], got[0, 5, 0, 0]]
+        assert [c.item() for c in cells] == pytest.approx(truth, rel=1e-8, abs=1e-9)
+
+
+def test_the_pyramid_computes_what_timm_computes():
+    """Recorded from the stages of timm 1.0.31 at stride 32, float64: mean, deviation, three cells of each map."""
+    net = fill_with_waves(PYRAMIDS["mobilenet_v4_conv_small"]().eval())
+    with torch.inference_mode():
+        maps = net(wave((1, 3, 64, 96), 0.5) + wave((1, 3, 64, 96), 0.1).flip(3))
+    recorded = (
+        [0.517224409, 0.825511869, 0.0, 0.0, 0.0340414441],
+        [0.737525636, 0.954361467, 0.0, 2.36927754, 1.63880206],
+        [1.1643094, 75.1563775, -6.62673894, 106.721464, -72.623476],
+        [68.5779802, 4493.62422, 4398.04805, 4607.17925, -24.8915884],
+    )
+    assert [tuple(m.shape) for m in maps] == [(1, 32, 16, 24), (1, 64, 8, 12), (1, 96, 4, 6), (1, 128, 2, 3)]
+    assert net.channels == tuple(m.shape[1] for m in maps)
+    for got, truth in zip(maps, recorded, strict=True):
+        cells = [got.mean(), got.std(), got[0, 1, 1, 2], got[0, -1, -1, -1], got[0, 5, 0, 0]]
         assert [c.item() for c in cells] == pytest.approx(truth, rel=1e-8, abs=1e-9)
 
 

@@ -1,15 +1,18 @@
-"""MobileNetV4-Conv-S (arXiv 2404.10518, table 8), ReLU, parameter names of timm's `mobilenetv4_conv_small`, stride 16.
+"""MobileNetV4-Conv-S (arXiv 2404.10518, table 8), ReLU, parameter names of timm's `mobilenetv4_conv_small`.
+
+At stride 16 for MaskConver, at stride 32 with the last maps of four strides for instance networks.
 
 Padding is symmetric at every stride, as timm pads this network (its public weights were trained so).
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from torch import Tensor, nn
 
-from edge_seg.backbones.base import BACKBONES, Backbone, Stage
+from edge_seg.backbones.base import BACKBONES, PYRAMIDS, Backbone, PyramidBackbone, Stage
 from edge_seg.layers.conv import ConvBnAct
 from edge_seg.layers.ops import Add
 
@@ -31,20 +34,24 @@ class _Uib(NamedTuple):
     dilation: int = 1
 
 
-_STAGES: tuple[tuple[_Conv | _Uib, ...], ...] = (
+_Row = _Conv | _Uib
+
+_STAGES: tuple[tuple[_Row, ...], ...] = (
     (_Conv(3, 2, 32), _Conv(1, 1, 32)),
     (_Conv(3, 2, 96), _Conv(1, 1, 64)),
     (_Uib(5, 5, 2, 3, 96), *[_Uib(0, 3, 1, 2, 96)] * 4, _Uib(3, 0, 1, 4, 96)),
-    (  # stride 2 removed for output stride 16; the blocks after the first are dilated, as timm does it
-        _Uib(3, 3, 1, 6, 128),
-        _Uib(5, 5, 1, 4, 128, 2),
-        _Uib(0, 5, 1, 4, 128, 2),
-        _Uib(0, 5, 1, 3, 128, 2),
-        *[_Uib(0, 3, 1, 4, 128, 2)] * 2,
+    (
+        _Uib(3, 3, 2, 6, 128),
+        _Uib(5, 5, 1, 4, 128),
+        _Uib(0, 5, 1, 4, 128),
+        _Uib(0, 5, 1, 3, 128),
+        *[_Uib(0, 3, 1, 4, 128)] * 2,
     ),
     (_Conv(1, 1, 960),),
 )
+_TAIL_KEYS = ("conv_head.", "norm_head.", "classifier.")
 _SKIP_STAGES = 2
+_DILATED_STAGE = 3  # at output stride 16 it loses its stride, and the blocks after its first are dilated, as in timm
 
 
 class ConvBlock(nn.Module):
@@ -88,6 +95,26 @@ def _depthwise(channels: int, kernel: int, stride: int, dilation: int, *, act: s
     return ConvBnAct(channels, channels, kernel, stride=stride, dilation=dilation, groups=channels, act=act, eps=_EPS)
 
 
+def _at_stride_16(index: int, row: _Row, place: int) -> _Row:
+    if index != _DILATED_STAGE or isinstance(row, _Conv):
+        return row
+    return row._replace(stride=1, dilation=2 if place else 1)
+
+
+def _blocks(rows: Sequence[Sequence[_Row]]) -> tuple[nn.ModuleList, tuple[Stage, ...]]:
+    """Returns the modules of all stages after the stem, and what is known after the stem and after each."""
+    channels, stride_px = 32, 2
+    blocks, stages = [], [Stage("conv_stem", 32, 2)]
+    for index, stage in enumerate(rows):
+        parts: list[nn.Module] = []
+        for row in stage:
+            parts.append(ConvBlock(channels, row) if isinstance(row, _Conv) else UniversalBottleneck(channels, row))
+            channels, stride_px = row.channels, stride_px * row.stride
+        blocks.append(nn.Sequential(*parts))
+        stages.append(Stage(f"blocks.{index}", channels, stride_px))
+    return nn.ModuleList(blocks), tuple(stages)
+
+
 class MobileNetV4ConvSmall(Backbone):
     """MobileNetV4-Conv-S without its classification tail; strides after 16 are dilated.
 
@@ -103,18 +130,10 @@ class MobileNetV4ConvSmall(Backbone):
         self.bn1 = nn.BatchNorm2d(32, eps=_EPS, momentum=0.01)
         self.act1 = nn.ReLU()
         rows = _STAGES if expanded else _STAGES[:-1]
-        channels, stride_px = 32, 2
-        blocks, stages = [], [Stage("conv_stem", 32, 2)]
-        for index, stage in enumerate(rows):
-            parts: list[nn.Module] = []
-            for row in stage:
-                parts.append(ConvBlock(channels, row) if isinstance(row, _Conv) else UniversalBottleneck(channels, row))
-                channels, stride_px = row.channels, stride_px * row.stride
-            blocks.append(nn.Sequential(*parts))
-            stages.append(Stage(f"blocks.{index}", channels, stride_px))
-        self.blocks = nn.ModuleList(blocks)
-        self.stages, self.top_channels = tuple(stages), channels
-        self.tail_keys = ("conv_head.", "norm_head.", "classifier.", *(() if expanded else ("blocks.4.",)))
+        dilated = [[_at_stride_16(i, row, place) for place, row in enumerate(stage)] for i, stage in enumerate(rows)]
+        self.blocks, self.stages = _blocks(dilated)
+        self.top_channels = self.stages[-1].channels
+        self.tail_keys = (*_TAIL_KEYS, *(() if expanded else ("blocks.4.",)))
 
     def frozen_paths(self, stages: int) -> tuple[str, ...]:
         """Returns the module paths of the first `stages` stages; the stem's BatchNorm goes with the stem."""
@@ -129,6 +148,40 @@ class MobileNetV4ConvSmall(Backbone):
         for block in self.blocks[_SKIP_STAGES:]:
             x = block(x)
         return skip, x
+
+
+class MobileNetV4Pyramid(PyramidBackbone):
+    """MobileNetV4-Conv-S up to its last 128 channels, output stride 32, the last maps of four strides.
+
+    Its first stages are plain convolutions where MobileNetV2 has depthwise ones on many channels.
+    """
+
+    channels = (32, 64, 96, 128)
+    tail_keys = (*_TAIL_KEYS, "blocks.4.")
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv_stem = nn.Conv2d(3, 32, 3, stride=2, padding=1, bias=False)
+        self.bn1 = nn.BatchNorm2d(32, eps=_EPS, momentum=0.01)
+        self.act1 = nn.ReLU()
+        self.blocks, self.stages = _blocks(_STAGES[:-1])
+
+    def frozen_paths(self, stages: int) -> tuple[str, ...]:
+        """Returns the module paths of the first `stages` stages; the stem's BatchNorm goes with the stem."""
+        return ("bn1", *super().frozen_paths(stages)) if stages else ()
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Maps a normalised image to maps of 32, 64, 96 and 128 channels at strides 4, 8, 16 and 32."""
+        c2 = self.blocks[0](self.act1(self.bn1(self.conv_stem(x))))
+        c3 = self.blocks[1](c2)
+        c4 = self.blocks[2](c3)
+        return c2, c3, c4, self.blocks[3](c4)
+
+
+@PYRAMIDS.register("mobilenet_v4_conv_small")
+def mobilenet_v4_pyramid() -> PyramidBackbone:
+    """MobileNetV4-Conv-S at stride 32, timm names (`mobilenetv4_conv_small`)."""
+    return MobileNetV4Pyramid()
 
 
 @BACKBONES.register("mobilenet_v4_conv_small")

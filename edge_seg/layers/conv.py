@@ -35,6 +35,7 @@ class SameConv2d(nn.Conv2d):
         """Returns an ordinary convolution with the 4x4 kernel, for export and retraining; its zeros stay."""
         plain = nn.Conv2d(self.in_channels, self.out_channels, 4, stride=2, padding=1, groups=self.groups, bias=False)
         plain.weight.data.copy_(self.kernel_4x4().data)
+        plain.taps = 9  # type: ignore[assignment]
         plain.weight.register_hook(_without_zeros)  # type: ignore[no-untyped-call]
         return plain
 

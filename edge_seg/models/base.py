@@ -219,8 +219,9 @@ def _shapes_only(module: nn.Module) -> nn.Module:
 
 
 def _taps(conv: nn.Module) -> int:
+    """Returns the products of one output value; the zeros of a `SameConv2d` in its 4x4 form are none."""
     weight = conv.get_parameter("weight")
-    return int(weight[0].numel())
+    return int(weight.shape[1]) * int(getattr(conv, "taps", weight[0, 0].numel()))
 
 
 def plain_convolutions(module: nn.Module) -> nn.Module:

@@ -508,6 +508,7 @@ def _variant(name: str, backbone: str, default_px: int, default_classes: int = 8
 
 
 _variant("blendmask_mobile_256", "mobilenet_v2", 256)
+_variant("blendmask_mobile_mnv4s_256", "mobilenet_v4_conv_small", 256)
 _variant("blendmask_mobile_320", "mobilenet_v2", 320)
 _variant("blendmask_mobile_512", "mobilenet_v2", 512)
 _variant("blendmask_rt_mnv2", "mobilenet_v2_symmetric", 512, **_PUBLISHED)

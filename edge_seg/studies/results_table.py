@@ -216,14 +216,14 @@ def _machine(record: Mapping[str, Any]) -> str:
 
 
 def _record_row(record: Mapping[str, Any]) -> list[str]:
-    low, high = record["ci95_median_ms"]
+    median, ends = _number(record.get("median_ms"), 2), record.get("ci95_median_ms")
     kind = record["kind"] if record.get("valid") else f"{record['kind']}, not valid"
     return [
         str(record["model"]),
         f"`{record['scheme']}`",
         _number(record["size_bytes"] / 1e6, 2),
         f"`{record['profile']}`",
-        f"{record['median_ms']:.2f} [{low:.2f}, {high:.2f}]",
+        f"{median} [{ends[0]:.2f}, {ends[1]:.2f}]" if ends else median,
         _number(record.get("p90_ms"), 2),
         str(record.get("n", "")),
         kind,
