@@ -125,6 +125,26 @@ class Editor:
             main.operators, main.outputs = kept
             self._model.signatureDefs = signatures
 
+    def alone(self, op: int) -> bytes:
+        """Returns a file of one operator with the constants it reads; its other inputs are the graph's."""
+        main, model = self._main, self._model
+        operator, buffers = main.operators[op], model.buffers
+        kept = main.operators, main.inputs, main.outputs, model.signatureDefs
+        read = [int(t) for t in operator.inputs if t >= 0]
+        held = {main.tensors[t].buffer for t in read if _content(buffers[main.tensors[t].buffer])}
+        main.operators, main.outputs, model.signatureDefs = [operator], list(operator.outputs), []
+        main.inputs = [t for t in dict.fromkeys(read) if main.tensors[t].buffer not in held]
+        model.buffers = [b if i in held else _tool().BufferT() for i, b in enumerate(buffers)]
+        try:
+            return _pack(model)
+        finally:
+            main.operators, main.inputs, main.outputs, model.signatureDefs = kept
+            model.buffers = buffers
+
+
+def _content(buffer: Any) -> bool:
+    return buffer.data is not None and len(buffer.data) > 0
+
 
 def _text(name: bytes | str | None) -> str:
     return name.decode("utf-8", "replace") if isinstance(name, bytes) else name or ""
