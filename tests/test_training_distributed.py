@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
-from two_processes import START, STEPS, VARIANTS, finish, start, write_start
+from two_processes import INSTANCE_MODELS, START, STEPS, VARIANTS, finish, start, write_start
 
 from edge_seg.errors import ConfigError, EdgeSegError, InputError, MissingHere
 from edge_seg.training import distributed
@@ -96,6 +96,19 @@ def test_two_processes_retrain_like_one(pair, alone):
     assert distance(two["network"], one["network"])[0] < 1e-8
     other = pair[1]["retrained"]["network"]
     assert not [k for k, v in two["network"].items() if not torch.equal(v, other[k])]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", INSTANCE_MODELS)
+def test_two_processes_train_and_score_instance_networks_like_one(pair, alone, name):
+    """In float64: three steps of losses and weights; then the AP of pictures that each scored a part of."""
+    two, one = pair[0]["instances"][name], alone["instances"][name]
+    assert ((two["losses"] - one["losses"]).abs() / one["losses"].clamp(min=1e-6)).max() < 1e-9
+    assert distance(two["network"], one["network"])[0] < 1e-9
+    assert not [k for k, v in two["network"].items() if not torch.equal(v, pair[1]["instances"][name]["network"][k])]
+    assert two["score"] == pair[1]["instances"][name]["score"]
+    assert one["score"]["images"] == two["score"]["images"] == 7
+    assert one["score"]["ap"] == pytest.approx(two["score"]["ap"], abs=0.05)
 
 
 @pytest.mark.slow

@@ -59,8 +59,8 @@ def finish(processes, timeout_s=120):
             process.kill()
 
 
-def steps(world: World, folder: Path, **changes):
-    """Trains three steps; returns losses and all weights and statistics."""
+def steps(world: World, folder: Path, *, scored=False, **changes):
+    """Trains three steps; returns losses and all weights and statistics, and the score of seven pictures if asked."""
     from edge_seg.training.loop import Trainer, _BuildBatchItem
 
     trainer = Trainer(settings(**changes), folder, world=world)
@@ -74,7 +74,18 @@ def steps(world: World, folder: Path, **changes):
         "average": dict(trainer.average.state_dict()),
         "evaluated": dict(network.state_dict()),
         "kinds": sorted({type(m).__name__ for m in trainer.network.modules() if "Norm" in type(m).__name__}),
+        "score": score(trainer, network) if scored else {},
     }
+
+
+def score(trainer, network):
+    """The score of seven pictures; a picture is run in float32."""
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float32)
+    try:
+        return trainer._scored(network.float(), 7).to_json()
+    finally:
+        torch.set_default_dtype(before)
 
 
 VARIANTS = {
@@ -122,6 +133,25 @@ def retrained(world, folder):
         return steps(world, folder / "retrained", qat=qat, optim=checked(settings(qat=qat)).optim)
     finally:
         torch.set_default_dtype(torch.float32)
+
+
+INSTANCE_MODELS = {
+    "blendmask_mobile_256": ({"width": 16, "basis_width": 16}, {"score_threshold": 0.002}),
+    "solov2_mobile_256": ({"width": 16, "kernel_channels": 8, "mask_width": 16}, {"score_threshold": 0.002}),
+}
+
+
+def instances(world, folder):
+    """Three steps of both instance families in float64, then a score of seven pictures shared out."""
+    done = {}
+    torch.set_default_dtype(torch.float64)
+    try:
+        for name, (options, decoder) in INSTANCE_MODELS.items():
+            model = ModelSettings(name, 64, options=options)
+            done[name] = steps(world, folder / name, scored=True, model=model, decoder=decoder)
+    finally:
+        torch.set_default_dtype(torch.float32)
+    return done
 
 
 def layers(world, folder):
@@ -333,6 +363,7 @@ def interrupted_evaluation(world, folder):
 TOGETHER = (
     equal,
     retrained,
+    instances,
     layers,
     holes,
     whole_run,
@@ -353,7 +384,7 @@ def together(world, folder):
     done = {}
     for scenario in TOGETHER:
         own = folder / f"{scenario.__name__}_{world.size}"
-        if world.size == 1 and scenario not in (equal, retrained, layers, whole_run):
+        if world.size == 1 and scenario not in (equal, retrained, instances, layers, whole_run):
             continue
         try:
             done[scenario.__name__] = scenario(world, folder if scenario in (interrupted, resumed) else own)
