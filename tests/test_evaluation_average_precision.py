@@ -12,7 +12,7 @@ from edge_seg.contract import ClassInfo
 from edge_seg.decoders.base import Instance, InstanceResult
 from edge_seg.decoders.run_lengths import RunLengths
 from edge_seg.errors import InputError
-from edge_seg.evaluation.average_precision import AveragePrecision, TrueObject, boundary
+from edge_seg.evaluation.average_precision import FIGURES, AveragePrecision, TrueObject, boundary
 from edge_seg.evaluation.bootstrap import interval, paired_bootstrap, paired_ratio
 
 CLASSES = [ClassInfo(i + 1, f"class {i}", True, (0, 0, 0)) for i in range(3)]
@@ -162,12 +162,18 @@ def rim(mask):
     return mask & near
 
 
-def test_resampling_each_picture_once_gives_the_value_and_the_interval_holds_it():
-    score = collect(scenes(25))
+@pytest.mark.parametrize("name", FIGURES)
+def test_resampling_each_picture_once_gives_the_value_and_the_interval_holds_it(name):
+    score = collect(scenes(25)).figure(name)
     once = score.resampled(np.ones((1, 25), np.int64))
     assert once[0] == pytest.approx(score.value(), abs=1e-10)
     found = interval(score, seed=0, n=200)
     assert found.low < found.value < found.high
+
+
+def test_a_figure_that_does_not_exist_is_refused():
+    with pytest.raises(InputError, match="ap60"):
+        collect(scenes(2)).figure("ap60")
 
 
 def test_resampling_equals_scoring_the_drawn_pictures():

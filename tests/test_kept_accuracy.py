@@ -7,7 +7,10 @@ import pytest
 
 from edge_seg.contract import ClassInfo
 from edge_seg.data.sample import Segment
+from edge_seg.decoders.base import Instance, InstanceResult
+from edge_seg.decoders.run_lengths import RunLengths
 from edge_seg.errors import InputError
+from edge_seg.evaluation.average_precision import AveragePrecision, TrueObject
 from edge_seg.evaluation.panoptic_quality import PanopticQuality
 from edge_seg.studies import kept_accuracy
 from edge_seg.studies.results_table import results_markdown
@@ -42,6 +45,32 @@ def test_a_share_is_one_for_the_same_scores_and_the_median_of_seeds_counts(tmp_p
     assert [f["value"] for f in row["files"]] == [round(s.value(), 3) for s in seeds]
 
 
+def precision(hits):
+    """AP over pictures of 8 x 8 pixels with one object each, found exactly in those where `hits` is true."""
+    found = AveragePrecision((ClassInfo(1, "thing", True, (0, 0, 0)),))
+    mask = RunLengths.from_mask(np.pad(np.ones((4, 4), bool), 2))
+    for hit in hits:
+        instances = (Instance(0, 0.9, (0.0, 0.0, 0.0, 0.0), mask),) if hit else ()
+        found.update(InstanceResult((8, 8), instances), [TrueObject(0, False, mask)])
+    return found
+
+
+def test_instance_networks_have_ap50_and_boundary_ap_with_intervals_too(tmp_path):
+    base, other = precision([1] * 30 + [0] * 10), precision([1] * 24 + [0] * 16)
+    row = a_row(tmp_path, "int8", base, other)
+    assert set(row["figures"]) == {"ap50", "boundary_ap"}
+    for name, figure in row["figures"].items():
+        assert figure["value"] == pytest.approx(other.figures()[name], abs=1e-3)
+        assert figure["share"] == pytest.approx(other.figures()[name] / base.figures()[name], abs=1e-4)
+        assert figure["share_ci95"][0] < figure["share"] < figure["share_ci95"][1]
+    (tmp_path / "kept").mkdir()
+    document = {"metric": "ap", "data": "animals", "images": 40, "command": "python -m it", "rows": [row]}
+    (tmp_path / "kept" / "a.json").write_text(json.dumps(document))
+    text = results_markdown(tmp_path)
+    assert "| AP50 (share) | boundary AP (share) |" in text
+    assert f"| {row['figures']['ap50']['value']:.2f} ({row['figures']['ap50']['share']:.3f}) |" in text
+
+
 def test_the_readme_shows_it(tmp_path):
     base = quality([1] * 30 + [0] * 10)
     found = {
@@ -56,7 +85,8 @@ def test_the_readme_shows_it(tmp_path):
     text = results_markdown(tmp_path)
     assert "/somewhere" not in text
     row = found["rows"][0]
-    assert f"| int8 | {row['value']:.2f} | {row['share']:.4f} |" in text
+    low, high = row["value_ci95"]
+    assert f"| int8 | {row['value']:.2f} [{low:.1f}, {high:.1f}] | {row['share']:.4f} |" in text
     assert "keeps" in kept_accuracy.text(found)
 
 

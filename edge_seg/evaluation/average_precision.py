@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -20,7 +21,7 @@ from edge_seg.data.sample import Sample, Segment
 from edge_seg.decoders.base import Instance, InstanceResult, Result
 from edge_seg.decoders.run_lengths import RunLengths
 from edge_seg.errors import InputError
-from edge_seg.evaluation.bootstrap import picture_order
+from edge_seg.evaluation.bootstrap import Resampled, picture_order
 
 IOU_THRESHOLDS = np.linspace(0.5, 0.95, 10)
 RECALL_THRESHOLDS = np.linspace(0.0, 1.0, 101)
@@ -150,12 +151,19 @@ class AveragePrecision:
             )
         return rows
 
-    def resampled(self, weights: NDArray[np.int64]) -> NDArray[np.float64]:
-        """Returns the AP of each resample in percent, [n] (see `Resampled`)."""
+    def figure(self, name: str) -> Resampled:
+        """Returns one of FIGURES as a score of its own, for intervals; raises InputError for an unknown name."""
+        if name not in FIGURES:
+            raise InputError(f"There is no figure {name!r}.", expected=", ".join(FIGURES), got=name)
+        return _Figure(self, name)
+
+    def resampled(self, weights: NDArray[np.int64], figure: str = "ap") -> NDArray[np.float64]:
+        """Returns the AP, or another figure, of each resample in percent, [n] (see `Resampled`)."""
         self._checked()
+        variant, levels = _place_of(figure)
         per_class = []
         for index in range(len(self.classes)):
-            joined = _joined([picture[index] for picture in self._pictures])
+            joined = _joined([picture[index] for picture in self._pictures]).only(variant, levels)
             parts = [_resampled_ap(joined, part) for part in np.array_split(weights, _chunks(len(weights)))]
             per_class.append(np.concatenate(parts))
         values = np.stack(per_class)
@@ -202,6 +210,13 @@ class _Joined(NamedTuple):
     ignored: NDArray[np.bool_]
     positives: NDArray[np.int64]
     picture: NDArray[np.int64]
+
+    def only(self, variant: int, levels: slice) -> _Joined:
+        """Returns one variant at some IoU thresholds."""
+        one = slice(variant, variant + 1)
+        return self._replace(
+            hit=self.hit[one, levels], ignored=self.ignored[one, levels], positives=self.positives[:, one]
+        )
 
 
 def _joined(pictures: Sequence[_Matches]) -> _Joined:
@@ -331,8 +346,36 @@ def _chunks(resamples: int) -> int:
     return max(1, math.ceil(resamples / _RESAMPLES_AT_ONCE))
 
 
+def _place_of(figure: str) -> tuple[int, slice]:
+    """Returns the variant and the IoU thresholds that a figure averages over."""
+    level = {"ap50": 0, "ap75": 5}.get(figure)
+    return (_VARIANTS.index(figure), slice(None)) if level is None else (0, slice(level, level + 1))
+
+
+@dataclass(frozen=True)
+class _Figure:
+    """One figure of a score."""
+
+    score: AveragePrecision
+    name: str
+
+    @property
+    def classes(self) -> tuple[ClassInfo, ...]:
+        return self.score.classes
+
+    @property
+    def image_ids(self) -> tuple[int | str | None, ...]:
+        return self.score.image_ids
+
+    def value(self) -> float:
+        return self.score.figures()[self.name]
+
+    def resampled(self, weights: NDArray[np.int64]) -> NDArray[np.float64]:
+        return self.score.resampled(weights, self.name)
+
+
 def _resampled_ap(joined: _Joined, weights: NDArray[np.int64]) -> NDArray[np.float64]:
-    """AP of one class in each resample, [n], 0..1; nan where a resample has none of its objects."""
+    """AP of one class and variant in each resample, [n], 0..1; nan where a resample has none of its objects."""
     positives = weights @ joined.positives[:, 0]
     of_detection = weights[:, joined.picture]
     total = np.zeros(len(weights))
@@ -342,4 +385,4 @@ def _resampled_ap(joined: _Joined, weights: NDArray[np.int64]) -> NDArray[np.flo
         for n, count in enumerate(positives.tolist()):
             if count:
                 total[n] += _at_recalls(true[n], false[n], float(count)).mean()
-    return np.where(positives > 0, total / len(IOU_THRESHOLDS), np.nan)
+    return np.where(positives > 0, total / joined.hit.shape[1], np.nan)

@@ -18,11 +18,13 @@ import click
 from edge_seg.artifact import sha256_of, write_json
 from edge_seg.data.source import open_dataset
 from edge_seg.errors import EdgeSegError, InputError
-from edge_seg.evaluation.bootstrap import interval, paired_ratio
+from edge_seg.evaluation.average_precision import AveragePrecision
+from edge_seg.evaluation.bootstrap import Resampled, interval, paired_ratio
 from edge_seg.evaluation.evaluate import Quality, evaluate
 from edge_seg.model_file import open_predictor
 
 _SEED = 0
+_FURTHER = ("ap50", "boundary_ap")
 
 
 def row(title: str, files: Sequence[Path], scores: Sequence[Quality], base: Quality) -> dict[str, Any]:
@@ -35,14 +37,20 @@ def row(title: str, files: Sequence[Path], scores: Sequence[Quality], base: Qual
         base: Score of the float file.
     """
     values = [score.value() for score in scores]
+    about = [{"file": f.name, "sha256": sha256_of(f), "value": round(v, 3)} for f, v in zip(files, values, strict=True)]
+    found = {"title": title, "files": about, **_kept(scores, base)}
+    if isinstance(base, AveragePrecision):
+        of_ap = [score for score in scores if isinstance(score, AveragePrecision)]
+        found["figures"] = {n: _kept([s.figure(n) for s in of_ap], base.figure(n)) for n in _FURTHER}
+    return found
+
+
+def _kept(scores: Sequence[Resampled], base: Resampled) -> dict[str, Any]:
+    """Returns the median value, its interval where there is one score, and the share of the base with its interval."""
     share = paired_ratio(base, scores, seed=_SEED)
     alone = interval(scores[0], seed=_SEED) if len(scores) == 1 else None
     return {
-        "title": title,
-        "files": [
-            {"file": f.name, "sha256": sha256_of(f), "value": round(v, 3)} for f, v in zip(files, values, strict=True)
-        ],
-        "value": round(statistics.median(values), 3),
+        "value": round(statistics.median(score.value() for score in scores), 3),
         "value_ci95": [round(alone.low, 3), round(alone.high, 3)] if alone else None,
         "share": round(share.value, 4),
         "share_ci95": [round(share.low, 4), round(share.high, 4)],

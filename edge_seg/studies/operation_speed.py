@@ -10,7 +10,7 @@ import click
 
 from edge_seg.artifact import write_json
 from edge_seg.benchmarks import machine
-from edge_seg.benchmarks.operations import profile_operations
+from edge_seg.converters.operations import profile_operations
 from edge_seg.errors import EdgeSegError
 
 

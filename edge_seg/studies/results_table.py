@@ -140,7 +140,15 @@ def _kept(comparisons: Sequence[Mapping[str, Any]]) -> list[str]:
             f"pictures), and its share of the float file's with the 95 % interval of both on the same resampled "
             f"pictures (`{found['command']}`)."
         )
-        columns = ("files", metric, "share of fp32", "95 % interval", "seeds")
+        further = [n for row in found["rows"][:1] for n in row.get("figures", {})]
+        columns = (
+            "files",
+            metric,
+            "share of fp32",
+            "95 % interval",
+            *(f"{_SCORES['ap'][n]} (share)" for n in further),
+            "seeds",
+        )
         tables.append(_table(columns, [_kept_row(row) for row in found["rows"]]))
     return tables
 
@@ -149,7 +157,13 @@ def _kept_row(row: Mapping[str, Any]) -> list[str]:
     low, high = row["share_ci95"]
     values = " / ".join(_number(f["value"], 2) for f in row["files"])
     seeds = f"median of {values}" if len(row["files"]) > 1 else ""
-    return [row["title"], _number(row["value"], 2), f"{row['share']:.4f}", f"[{low:.4f}, {high:.4f}]", seeds]
+    further = [f"{f['value']:.2f} ({f['share']:.3f})" for f in row.get("figures", {}).values()]
+    value = _number(row["value"], 2) + _between(row["value_ci95"])
+    return [row["title"], value, f"{row['share']:.4f}", f"[{low:.4f}, {high:.4f}]", *further, seeds]
+
+
+def _between(ends: Sequence[float] | None) -> str:
+    return f" [{ends[0]:.1f}, {ends[1]:.1f}]" if ends else ""
 
 
 def _gpu(runs: Sequence[Mapping[str, Any]]) -> list[str]:

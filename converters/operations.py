@@ -18,7 +18,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from edge_seg.benchmarks import stats
 from edge_seg.converters.flatbuffer import read_bytes, read_graph
 from edge_seg.converters.flatbuffer_edit import Editor
 from edge_seg.converters.graph import Graph, OpInfo
@@ -178,7 +177,7 @@ def _timed_ms(run: Callable[[], None], clock: Callable[[], float]) -> float:
 
 
 def _profile(file: Path, graph: Graph, samples_ms: NDArray[np.float64], threads: int) -> OperationProfile:
-    medians = [stats.median(column) for column in samples_ms.T]
+    medians = [float(np.median(column)) for column in samples_ms.T]
     operations = tuple(
         OperationTime(op.index, kind_of(graph, op), graph.source(op), graph.tensors[op.outputs[0]].shape, ms)
         for op, ms in zip(graph.ops, medians[1:], strict=True)
