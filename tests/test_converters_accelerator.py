@@ -218,6 +218,23 @@ def test_arrays_that_do_not_fit_are_refused_and_the_accelerator_stays(inputs, tm
 
 
 @pytest.mark.gpu_accelerator
+def test_more_than_ten_results_keep_their_names(tmp_path, needs_gpu):
+    """Twelve results, each the input plus its own number: by name, for files list "output_10" before "output_2"."""
+    graph = GraphWriter()
+    x = graph.input("x", (1, 4, 4, 4))
+    sums = []
+    for number in range(12):
+        constant = graph.constant(np.full((1, 1, 1, 4), number, np.float32))
+        sums.append(graph.op("ADD", [x, constant], (1, 4, 4, 4), options=("AddOptions", {})))
+    path = tmp_path / "many.tflite"
+    path.write_bytes(graph.finish(*sums))
+    accelerator().open(path)
+    found, _ = accelerator().run([np.zeros((1, 4, 4, 4), np.float32)])
+    assert sorted(accelerator().outputs) == sorted(f"output_{n}" for n in range(12))
+    assert [int(array[0, 0, 0, 0]) for array in found] == [int(n.split("_")[1]) for n in accelerator().outputs]
+
+
+@pytest.mark.gpu_accelerator
 def test_a_process_that_hangs_is_given_up_and_ended(monkeypatch, needs_gpu):
     with Accelerator() as gpu:
         child = gpu._child._process

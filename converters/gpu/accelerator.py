@@ -156,11 +156,12 @@ class Accelerator:
     def _open(self, path: Path) -> None:
         child = self._running()
         before = child.log_size()
-        kind, text = self._ask(("open", str(path), *self._request), START_TIMEOUT_S)
+        kind, answer = self._ask(("open", str(path), *self._request), START_TIMEOUT_S)
         if kind != "ok":
-            raise _refusal(path, text, child.log(before))
+            raise _refusal(path, answer, child.log(before))
         if not _API.search(child.log(before)):
-            raise ArtifactError(f"LiteRT opened {path} and did not say that it runs on the GPU.", got=str(text))
+            raise ArtifactError(f"LiteRT opened {path} and did not say that it runs on the GPU.")
+        self.outputs: tuple[str, ...] = tuple(answer)
 
     def run(self, inputs: Sequence[NDArray[Any]]) -> tuple[list[NDArray[Any]], RunTimes]:
         """Runs the open file once and reads every output.
@@ -169,7 +170,7 @@ class Accelerator:
             inputs: One array for each argument of the signature, in its order, dtype and shape.
 
         Returns:
-            The outputs in the signature's order, and the times taken in the child around the work itself.
+            The results in the order of `outputs`, and the times taken in the child around the work itself.
 
         Raises:
             InputError: An array of another number, size or dtype than the signature's.
@@ -317,8 +318,8 @@ class _Server:
         self._inputs: list[_Place] = []
         self._outputs: list[_Place] = []
 
-    def open(self, path: str, precision: str, benchmark_mode: bool) -> None:
-        """Compiles a file for the GPU alone."""
+    def open(self, path: str, precision: str, benchmark_mode: bool) -> list[str]:
+        """Compiles a file for the GPU alone; returns the names of its results in the runtime's order."""
         from ai_edge_litert import compiled_model as litert
 
         self._inputs, self._outputs, self._model = [], [], None
@@ -329,6 +330,7 @@ class _Server:
         self._inputs = _places(names["inputs"], model.get_input_tensor_details(key), model.create_input_buffers(0))
         self._outputs = _places(names["outputs"], model.get_output_tensor_details(key), model.create_output_buffers(0))
         self._model = model
+        return [str(name) for name in names["outputs"]]
 
     def run(self, inputs: list[NDArray[Any]]) -> tuple[list[NDArray[Any]], tuple[float, float, float]]:
         """Writes, runs and reads; returns outputs and the three times in milliseconds."""

@@ -42,15 +42,16 @@ class GpuRunner:
         signature = self.graph.signatures[0] if self.graph.signatures else None
         if signature is None:
             raise InputError(f"{path} has no signature.", todo="convert it again with edge-seg")
-        order = list(signature.outputs.values())
+        keys = {index: key for key, index in signature.outputs.items()}
         _, outputs = places(self.graph, self.contract)
-        self._outputs = {name: order.index(index) for name, index in outputs.items()}
         self._accelerator = Accelerator(precision, benchmark_mode=benchmark_mode)
         self.adapter = self._accelerator.adapter
         self.times = RunTimes(0.0, 0.0, 0.0)
         self._raw: list[NDArray[Any]] = []
         try:
             self._accelerator.open(path)
+            order = self._accelerator.outputs  # by name: a file lists more than ten results in another order
+            self._outputs = {name: order.index(keys[index]) for name, index in outputs.items()}
         except BaseException:
             self.close()
             raise
