@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -13,13 +14,15 @@ from typing import Any, TextIO
 import numpy as np
 from numpy.typing import NDArray
 
-from edge_seg.artifact import read_json, sha256_of
+from edge_seg.artifact import read_json, sha256_of, write_bytes
 from edge_seg.benchmarks.harness import Plan, Series, measure
 from edge_seg.benchmarks.profile import Profile, load_profile
-from edge_seg.benchmarks.result import Record, samples_name, save_records
-from edge_seg.benchmarks.runner import RUNNERS, Executor, Runner
+from edge_seg.benchmarks.result import Kind, Record, samples_name, save_records
+from edge_seg.benchmarks.runner import RUNNERS, Executor, Failure, Runner, ToolRun, ToolRunner
 from edge_seg.benchmarks.summary import Subject, summarise
-from edge_seg.errors import InputError
+from edge_seg.benchmarks.sustain import images_sha256
+from edge_seg.benchmarks.tool_summary import summarise_tool
+from edge_seg.errors import InputError, MissingHere
 
 _ACCURACY_METRICS = ("pq", "ap")
 
@@ -41,12 +44,13 @@ class Clocks:
 
 def benchmark(
     files: Sequence[Path],
-    profiles: Sequence[str | Path],
+    profiles: Sequence[str | Path | Profile],
     *,
     images: Sequence[NDArray[np.uint8]],
     out: Path,
     accuracy: Sequence[Path] = (),
     max_time_s: float | None = None,
+    sessions: Sequence[int] = (),
     progress: TextIO | None = None,
     clocks: Clocks | None = None,
 ) -> list[Record]:
@@ -54,11 +58,12 @@ def benchmark(
 
     Args:
         files: `.tflite` files with an embedded contract.
-        profiles: Names of profiles, or paths of `.toml` files.
+        profiles: Names of profiles, paths of `.toml` files, or profiles.
         images: Real pictures, each [H, W, 3] uint8 RGB; they matter, since decoding depends on what is found.
         out: The results file (JSON); raw samples go to `samples/` beside it.
         accuracy: Documents of `evaluate --json`, matched to files by hash.
         max_time_s: Replaces the profiles' `max_time_s`, for a quick look; `valid` then says what it cost.
+        sessions: Numbers of the sessions to measure, from 1; none for as many as the profile says.
         progress: Where the progress bar goes (stderr), or None for none.
         clocks: Where time comes from.
 
@@ -68,20 +73,33 @@ def benchmark(
     Raises:
         InputError: No file, no profile, no image, a missing file, or a file given twice.
         ConfigError: An unknown or wrong profile.
-        MissingHere: The device or runtime of a profile is not here.
+        MissingHere: The device or runtime of a profile is not here, or went away; what was measured is in `out`.
     """
-    loaded = [_with_max_time(load_profile(name), max_time_s) for name in profiles]
+    known = [item if isinstance(item, Profile) else load_profile(item) for item in profiles]
+    loaded = [_with_max_time(profile, max_time_s) for profile in known]
     hashes = _hashes(files)
     if not loaded or not images:
         raise InputError("There is nothing to measure.", expected="at least one file, one profile and one image")
     job = _Job(list(files), hashes, images, out, load_accuracy(accuracy), clocks or Clocks())
-    rounds = [(p, d, s) for p in loaded for d in p.delegates for s in range(1, p.sessions + 1)]
+    rounds = [(p, d, s) for p in loaded for d in p.delegates for s in sessions or range(1, p.sessions + 1)]
     with _bar(progress, len(rounds) * len(files)) as show:
         for turn, (profile, delegate, session) in enumerate(rounds):
             if session > 1:
                 job.clocks.sleep_s(profile.cool_down_s)
-            job.run(turn, profile, delegate, session, show)
+            job.run(_Round(turn, profile, delegate, session, job.utc()), show)
+    job.raise_failures()
     return job.records
+
+
+@dataclass(frozen=True)
+class _Round:
+    """One session of one profile and delegate."""
+
+    turn: int
+    profile: Profile
+    delegate: str
+    session: int
+    started_utc: str
 
 
 class _Job:
@@ -98,39 +116,35 @@ class _Job:
     ) -> None:
         self.files, self.hashes, self.images, self.out = files, hashes, images, out
         self.accuracy, self.clocks = accuracy, clocks
-        self._found: dict[tuple[int, int], Record] = {}
+        self.images_sha256 = images_sha256(images)
+        self._found: dict[tuple[int, int, str], Record] = {}
+        self._failures: list[Failure] = []
+        self._lock = threading.Lock()  # phones are measured at the same time
 
     @property
     def records(self) -> list[Record]:
         """The records so far: by round, then in the order of the files, not in the order they finished."""
         return [self._found[key] for key in sorted(self._found)]
 
-    def run(self, turn: int, profile: Profile, delegate: str, session: int, show: _Show) -> None:
-        """Measures all files in one session of one profile; `turn` numbers the sessions of the call."""
-        runner, plan = RUNNERS[profile.runner](), Plan.of(profile)
-        started_utc = self.clocks.utc().isoformat(timespec="seconds")
-        with runner.session(profile), _opened(runner, self.files, profile, delegate) as executors:
+    def utc(self) -> str:
+        """Returns the time now, ISO 8601."""
+        return self.clocks.utc().isoformat(timespec="seconds")
+
+    def run(self, at: _Round, show: _Show) -> None:
+        """Measures all files in one session of one profile."""
+        runner = RUNNERS[at.profile.runner]()
+        if isinstance(runner, ToolRunner):
+            self._run_tool(runner, at, show)
+            return
+        plan = Plan.of(at.profile)
+        with runner.session(at.profile), _opened(runner, self.files, at.profile, at.delegate) as executors:
             finish_watch = runner.watch()
-            subjects = [
-                Subject(
-                    path=path,
-                    sha256=sha256,
-                    profile=profile,
-                    delegate=delegate,
-                    kind=runner.kind,
-                    device=runner.device(),
-                    session=session,
-                    started_utc=started_utc,
-                    images_n=len(self.images),
-                    accuracy=self.accuracy.get(sha256),
-                )
-                for path, sha256 in zip(self.files, self.hashes, strict=True)
-            ]
+            subjects = [self._subject(i, at, runner.kind, runner.device()) for i in range(len(self.files))]
 
             def done(series: Series) -> None:
                 opened = executors[series.index].facts
                 name = _write_samples(self.out, subjects[series.index], series)
-                self._found[turn, series.index] = summarise(
+                self._found[at.turn, series.index, ""] = summarise(
                     subjects[series.index],
                     opened,
                     series,
@@ -141,20 +155,75 @@ class _Job:
                 save_records(self.out, self.records)
 
             def block(index: int, fraction: float, n: int) -> None:
-                show(self.files[index].name, profile.name, fraction, n)
+                show(self.files[index].name, at.profile.name, fraction, n)
 
             measure(executors, self.images, plan, clock=self.clocks.now_s, on_done=done, on_block=block)
 
+    def _run_tool(self, runner: ToolRunner, at: _Round, show: _Show) -> None:
+        """Has another program measure all files on one device or several; a record is written when it is there."""
+        n = len(self.files)
 
-def _write_samples(out: Path, subject: Subject, series: Series) -> str:
-    key = (
+        def done(run: ToolRun) -> None:
+            device = str(run.device.get("id", ""))
+            subject = replace(self._subject(run.index, at, run.kind, run.device), images_n=0, images_sha256=None)
+            log_file = f"logs/{samples_name((*_key(subject), device)).removesuffix('.npz')}.txt"
+            write_bytes(self.out.parent / log_file, run.log)
+            with self._lock:
+                self._found[at.turn, run.index, device] = summarise_tool(subject, run, log_file)
+                save_records(self.out, self.records)
+                show(self.files[run.index].name, at.profile.name, 1.0, run.told.n or 0)
+
+        order = range(n) if at.session % 2 else range(n - 1, -1, -1)
+        failures = runner.measure_files(self.files, order, at.profile, at.delegate, done)
+        for k, failure in enumerate(failures):
+            parts = (at.profile.name, at.delegate, f"s{at.session}", failure.device, k)
+            name = samples_name(parts).removesuffix(".npz")
+            write_bytes(self.out.parent / f"logs/{name}.failed.txt", failure.output or str(failure.error).encode())
+        self._failures += failures
+        if any(failure.fatal for failure in failures):
+            self.raise_failures()
+
+    def raise_failures(self) -> None:
+        """Raises what went wrong on devices, if anything, with how much is kept."""
+        if not self._failures:
+            return
+        kept = f"{len(self._found)} records are kept in {self.out}" if self._found else "nothing was measured"
+        fatal = [failure for failure in self._failures if failure.fatal]
+        first = (fatal or self._failures)[0].error
+        more = f" (and {len(self._failures) - 1} more, see logs/ beside it)" if len(self._failures) > 1 else ""
+        kind = MissingHere if isinstance(first, MissingHere) else InputError
+        todo = "; ".join(part for part in (first.todo, kept) if part)
+        raise kind(first.what + more, expected=first.expected, got=first.got, todo=todo) from first
+
+    def _subject(self, index: int, at: _Round, kind: Kind, device: Mapping[str, Any]) -> Subject:
+        return Subject(
+            path=self.files[index],
+            sha256=self.hashes[index],
+            profile=at.profile,
+            delegate=at.delegate,
+            kind=kind,
+            device=device,
+            session=at.session,
+            started_utc=at.started_utc,
+            images_n=len(self.images),
+            images_sha256=self.images_sha256,
+            accuracy=self.accuracy.get(self.hashes[index]),
+        )
+
+
+def _key(subject: Subject) -> tuple[str, ...]:
+    """Returns what tells a record's files from those of others."""
+    return (
         subject.path.stem,
         subject.sha256[:8],
         subject.profile.name,
         subject.delegate,
         f"s{subject.session}",
     )
-    name = f"samples/{samples_name(key)}"
+
+
+def _write_samples(out: Path, subject: Subject, series: Series) -> str:
+    name = f"samples/{samples_name(_key(subject))}"
     series.samples.save(out.parent / name)
     return name
 

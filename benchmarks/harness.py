@@ -1,9 +1,9 @@
 """The measuring loop: warm up until flat, then run until the median is known well enough.
 
-A file stops when it has the least number of runs AND the least measured time AND a bootstrap interval of its
-median that is narrow enough; or when its measured time is used up, and then it says so. Several files share a
-session in the order A-B-B-A, in short blocks, so that a machine that slows down slows all of them. The loop
-knows nothing of devices: it takes executors and a clock, and tests give it both.
+A file stops when it has the least number of runs AND the least measured time AND an interval of its median that is
+narrow enough, counting neighbouring runs that are alike as fewer; or when its measured time is used up, and then it
+says so. Several files share a session in the order A-B-B-A, in short blocks, so that a machine that slows down slows
+all of them. The loop knows nothing of devices: it takes executors and a clock, and tests give it both.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,9 +20,11 @@ from edge_seg.benchmarks import stats
 from edge_seg.benchmarks.profile import Profile
 from edge_seg.benchmarks.result import Samples
 from edge_seg.benchmarks.runner import Executor, StageTimes
-from edge_seg.errors import InputError
+from edge_seg.benchmarks.stats_dependence import serial_median_interval
+from edge_seg.errors import InputError, MissingHere
 
-StoppedBy = Literal["target", "max_time"]
+StoppedBy = Literal["target", "max_time", "lost", "duration"]
+_Block = Callable[[Sequence[NDArray[np.uint8]]], list[tuple[float, StageTimes]]]  # `BlockExecutor.block`
 _STOP_CHECK_RESAMPLES = 1000
 
 
@@ -57,6 +59,33 @@ class Plan:
         """Returns the plan of a profile."""
         return cls(profile.min_runs, profile.min_time_s, profile.max_time_s, profile.target_ci_pct)
 
+    def rule(self) -> dict[str, Any]:
+        """Returns the rule as a record's `protocol` states it."""
+        return {
+            "mode": "until known",
+            "target_ci_pct": self.target_ci_pct,
+            "min_runs": self.min_runs,
+            "min_time_s": self.min_time_s,
+            "max_time_s": self.max_time_s,
+            "order": "A-B-B-A",
+            "block_runs": self.block_runs,
+        }
+
+
+@dataclass(frozen=True)
+class Pace:
+    """How a run at a frame rate kept up.
+
+    Attributes:
+        slots_n: Frames that were due.
+        missed_n: Frames that were not started, since an earlier one was still running when their time was over.
+        late_n: Frames that were started, and not finished when the next one was due.
+    """
+
+    slots_n: int
+    missed_n: int
+    late_n: int
+
 
 @dataclass(frozen=True)
 class Series:
@@ -68,8 +97,11 @@ class Series:
         first_ms: `run_ms` of the very first run.
         warmup_n: Uncounted runs: the warm-up, and one after each change from another file.
         warm: Whether the warm-up became flat.
-        stopped_by: The rule that ended it.
+        stopped_by: The rule that ended it; "lost" where the device went away in the middle.
         interval: 95 % interval of the median of `run_ms`.
+        outside_us: Median time per run outside the three stages, microseconds: this loop, and what a runner does
+            between its stages. It is reported and never subtracted.
+        pace: How a sustained run kept up, or None.
     """
 
     index: int
@@ -79,11 +111,13 @@ class Series:
     warm: bool
     stopped_by: StoppedBy
     interval: stats.Interval
+    outside_us: float | None = None
+    pace: Pace | None = None
 
     @property
     def target_met(self) -> bool:
-        """Whether the interval got as narrow as the plan asked."""
-        return self.stopped_by == "target"
+        """Whether the plan was carried out: the interval got as narrow as asked, or the time asked for has passed."""
+        return self.stopped_by in ("target", "duration")
 
 
 @dataclass
@@ -98,7 +132,7 @@ class _Track:
     warm: bool = False
     starts_s: list[float] = field(default_factory=list)
     times: list[StageTimes] = field(default_factory=list)
-    images: list[int] = field(default_factory=list)
+    outside_s: list[float] = field(default_factory=list)
     measured_s: float = 0.0
     next_check_n: int = 0
     interval: stats.Interval | None = None
@@ -140,15 +174,44 @@ def measure(
 
     Raises:
         InputError: No executor or no image.
+        MissingHere: The device went away; what was measured until then has gone to `on_done`.
     """
     if not executors or not images:
         raise InputError("There is nothing to measure.", expected="at least one file and one image")
     tracks = [_Track(i, executor) for i, executor in enumerate(executors)]
     for track in tracks:
+        if hasattr(track.executor, "prepare"):
+            track.executor.prepare(images)
         _warm_up(track, images, plan)
     finished: dict[int, Series] = {}
+
+    def finish(track: _Track) -> None:
+        finished[track.index] = _series(track, len(images))
+        on_done(finished[track.index])
+
+    try:
+        _take_turns(tracks, images, plan, clock=clock, finish=finish, on_block=on_block)
+    except MissingHere:
+        for track in tracks:
+            if track.index not in finished and len(track.times) >= 2:
+                track.stopped_by = "lost"
+                finish(track)
+        raise
+    return [finished[i] for i in range(len(tracks))]
+
+
+def _take_turns(
+    tracks: Sequence[_Track],
+    images: Sequence[NDArray[np.uint8]],
+    plan: Plan,
+    *,
+    clock: Callable[[], float],
+    finish: Callable[[_Track], None],
+    on_block: Progress,
+) -> None:
+    """Runs blocks of all files in turn, forth and back, until each has met its rule."""
     last, turn = tracks[-1], 0
-    while len(finished) < len(tracks):
+    while any(track.stopped_by is None for track in tracks):
         waiting = [track for track in tracks if track.stopped_by is None]
         for track in waiting if turn % 2 == 0 else waiting[::-1]:
             _run_block(track, images, plan, clock=clock, settle=track is not last)
@@ -156,18 +219,23 @@ def measure(
             _decide(track, plan)
             on_block(track.index, track.fraction(plan), len(track.times))
             if track.stopped_by is not None:
-                finished[track.index] = _series(track)
-                on_done(finished[track.index])
+                finish(track)
         turn += 1
-    return [finished[i] for i in range(len(tracks))]
 
 
 def _warm_up(track: _Track, images: Sequence[NDArray[np.uint8]], plan: Plan) -> None:
-    """Runs until two windows in a row have the same median within `flat_pct`, or a bound is reached."""
+    """Runs until two windows in a row have the same median within `flat_pct`, or a bound is reached.
+
+    On a device that a call takes long to reach whole windows run at once: single runs would each find it idle.
+    """
+    block: _Block | None = getattr(track.executor, "block", None)
+    at_once = 1 if block is None else plan.window_runs
     while len(track.warmup_run_ms) < plan.max_warmup_runs and track.warmup_s < plan.max_warmup_s:
-        times = track.executor.step(images[len(track.warmup_run_ms) % len(images)])
-        track.warmup_run_ms.append(times.run_ms)
-        track.warmup_s += times.total_ms / 1e3
+        first = len(track.warmup_run_ms)
+        shown = [images[(first + k) % len(images)] for k in range(at_once)]
+        runs = [track.executor.step(shown[0])] if block is None else [times for _, times in block(shown)]
+        track.warmup_run_ms += [times.run_ms for times in runs]
+        track.warmup_s += sum(times.total_ms for times in runs) / 1e3
         if _is_flat(track.warmup_run_ms, plan):
             track.warm = True
             return
@@ -190,16 +258,42 @@ def _run_block(
     settle: bool,
 ) -> None:
     """Counts one block of runs; after another file one run first, uncounted, brings the caches back."""
+    first = len(track.times)
+    chosen = [(first + k) % len(images) for k in range(plan.block_runs)]
+    block: _Block | None = getattr(track.executor, "block", None)
+    if block is not None:
+        clock()  # dates nothing here, but a caller's clock may end the measurement
+        shown = [images[i] for i in [*chosen[:settle], *chosen]]
+        _run_remote_block(track, block, shown, len(chosen))
+        return
     if settle:
-        track.executor.step(images[len(track.times) % len(images)])
+        track.executor.step(images[chosen[0]])
         track.settle_n += 1
-    for _ in range(plan.block_runs):
-        image = len(track.times) % len(images)
-        track.starts_s.append(clock())
-        times = track.executor.step(images[image])
-        track.times.append(times)
-        track.images.append(image)
-        track.measured_s += times.total_ms / 1e3
+    step, date, keep = track.executor.step, track.starts_s.append, track.times.append
+    start_s = clock()
+    for image in [images[i] for i in chosen]:
+        date(clock())
+        keep(step(image))
+    wall_s = clock() - start_s
+    own_s = _count(track, first)
+    track.outside_s.append(max(0.0, wall_s - own_s) / plan.block_runs)
+
+
+def _run_remote_block(track: _Track, block: _Block, images: Sequence[NDArray[np.uint8]], n: int) -> None:
+    """Runs a block on a device that keeps time itself; of its runs the last `n` count."""
+    runs = block(images)
+    track.settle_n += len(runs) - n
+    first = len(track.times)
+    track.starts_s += [start_s for start_s, _ in runs[-n:]]
+    track.times += [times for _, times in runs[-n:]]
+    _count(track, first)
+
+
+def _count(track: _Track, first: int) -> float:
+    """Adds the runs from `first` on to the measured time; returns their seconds."""
+    own_s = sum(times.total_ms for times in track.times[first:]) / 1e3
+    track.measured_s += own_s
+    return own_s
 
 
 def _decide(track: _Track, plan: Plan) -> None:
@@ -210,7 +304,7 @@ def _decide(track: _Track, plan: Plan) -> None:
     if not out_of_time and not (enough and n >= track.next_check_n):
         return
     run_ms = [times.run_ms for times in track.times]
-    track.interval = stats.median_interval(run_ms, resamples=_STOP_CHECK_RESAMPLES)
+    track.interval = serial_median_interval(run_ms, resamples=_STOP_CHECK_RESAMPLES)
     track.next_check_n = n + max(plan.block_runs, n // 4)
     if enough and track.interval.width_pct <= plan.target_ci_pct:
         track.stopped_by = "target"
@@ -218,15 +312,8 @@ def _decide(track: _Track, plan: Plan) -> None:
         track.stopped_by = "max_time"
 
 
-def _series(track: _Track) -> Series:
-    run_ms = np.array([times.run_ms for times in track.times])
-    samples = Samples(
-        t_s=np.asarray(np.array(track.starts_s) - track.starts_s[0], np.float32),
-        pre_ms=np.array([times.pre_ms for times in track.times], np.float32),
-        run_ms=run_ms.astype(np.float32),
-        post_ms=np.array([times.post_ms for times in track.times], np.float32),
-        image_index=np.array(track.images, np.int32),
-    )
+def _series(track: _Track, images_n: int) -> Series:
+    samples = samples_of(track.starts_s, track.times, images_n)
     return Series(
         index=track.index,
         samples=samples,
@@ -234,5 +321,17 @@ def _series(track: _Track) -> Series:
         warmup_n=len(track.warmup_run_ms) + track.settle_n,
         warm=track.warm,
         stopped_by=track.stopped_by or "max_time",
-        interval=stats.median_interval(run_ms),
+        interval=serial_median_interval([times.run_ms for times in track.times]),
+        outside_us=1e6 * stats.median(track.outside_s) if track.outside_s else None,
+    )
+
+
+def samples_of(starts_s: Sequence[float], times: Sequence[StageTimes], images_n: int) -> Samples:
+    """Returns the columns of counted runs, of which run k took picture k modulo `images_n`."""
+    return Samples(
+        t_s=np.asarray(np.array(starts_s) - starts_s[0], np.float32),
+        pre_ms=np.array([t.pre_ms for t in times], np.float32),
+        run_ms=np.array([t.run_ms for t in times], np.float32),
+        post_ms=np.array([t.post_ms for t in times], np.float32),
+        image_index=(np.arange(len(times)) % images_n).astype(np.int32),
     )

@@ -109,7 +109,7 @@ def _file_rows(converted: Document | None, records: list[Record]) -> list[tuple[
         rows.append(("size", size(converted.get("size_bytes"))))
     if records:
         rows.append(("latency", milliseconds(records[0].median_ms, unit=True)))
-        rows.append(("latency, 95 %", interval(*records[0].ci95_median_ms)))
+        rows.append(("latency, 95 %", interval(*(records[0].ci95_median_ms or (None, None)))))
     return rows
 
 

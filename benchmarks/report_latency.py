@@ -90,7 +90,7 @@ def _percentile_row(record: Record) -> list[Cell]:
         dot(record.scheme),
         record.profile if record.session == 1 else f"{record.profile}, session {record.session}",
         milliseconds(record.median_ms),
-        interval(*record.ci95_median_ms),
+        interval(*(record.ci95_median_ms or (None, None))),
         *(milliseconds(getattr(record, key)) for key in ("p90_ms", "p99_ms", "min_ms", "first_ms", "init_ms")),
         _delegate(record),
         join(*(state_badges(record) or [badge("measured", "plain")])),
@@ -117,7 +117,7 @@ def _noise_row(record: Record) -> list[Cell]:
         milliseconds(record.early_stopping_p90_ms),
         str(record.n),
         str(record.warmup_n),
-        f"{record.outliers.get('mild', MISSING)} / {record.outliers.get('severe', MISSING)}",
+        " / ".join(str((record.outliers or {}).get(key, MISSING)) for key in ("mild", "severe")),
         number(record.drift.get("slope_pct_per_min"), 1, signed=True),
         {"target": "target reached", "max_time": "time limit"}.get(
             str(record.protocol.get("stopped_by")), str(record.protocol.get("stopped_by", MISSING))

@@ -85,16 +85,17 @@ def pareto_plot(points: Sequence[tuple[Record, Mapping[str, Any]]], metric: Metr
     """
     profiles = sorted({record.profile for record, _ in points})
     data: list[dict[str, Any]] = []
-    for record, item in sorted(points, key=lambda point: point[0].median_ms):
+    known = [(record.median_ms, record, item) for record, item in points if record.median_ms is not None]
+    for median_ms, record, item in sorted(known, key=lambda point: point[0]):
         name, symbol = str(item["name"]), _SYMBOLS[profiles.index(record.profile) % len(_SYMBOLS)]
         solid = record.kind == "measured" and record.valid
         data.append(
             {
                 "type": "scatter",
                 "mode": "markers+text",
-                "x": [record.median_ms],
+                "x": [median_ms],
                 "y": [item[metric.key]],
-                "error_x": _error(record.median_ms, record.ci95_median_ms),
+                "error_x": _error(median_ms, record.ci95_median_ms),
                 "error_y": _error(item[metric.key], item.get(metric.interval_key)),
                 "text": [_label(name)],
                 "textposition": "bottom right" if len(data) % 2 else "top right",

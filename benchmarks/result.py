@@ -58,15 +58,15 @@ class Record:
         early_stopping_p90_ms: MLPerf's early-stopping estimate of the 90th percentile.
         init_ms: Opening the file until it can run.
         first_ms: `run_ms` of the very first run.
-        stages: Medians `pre_ms run_ms post_ms`.
+        stages: Medians `pre_ms run_ms post_ms`; None where the runner cannot measure one.
         peak_memory_mb: Peak memory of the file alone.
         drift: `slope_pct_per_min throttled`.
         outliers: `mild severe`, counted and kept.
         environment: Governor, load, temperature and so on, before and after.
         kind: How the figures came about.
-        valid: Whether the protocol was met.
+        valid: Whether the protocol was met by a measurement; what is emulated or estimated never is.
         warnings: What to know before quoting a figure.
-        samples_file: Path of the raw samples relative to the results file.
+        samples_file: Path of the raw samples relative to the results file; None where the runner has none.
         started_utc: ISO 8601.
         protocol: The stopping rule, what stopped the run, and the images used.
         unknown: Why a key is None, by key.
@@ -91,25 +91,25 @@ class Record:
     n: int
     warmup_n: int
     accuracy: Mapping[str, Any] | None
-    median_ms: float
-    p90_ms: float
-    p95_ms: float
-    p99_ms: float
-    min_ms: float
-    mad_ms: float
-    ci95_median_ms: Sequence[float]
+    median_ms: float | None
+    p90_ms: float | None
+    p95_ms: float | None
+    p99_ms: float | None
+    min_ms: float | None
+    mad_ms: float | None
+    ci95_median_ms: Sequence[float] | None
     early_stopping_p90_ms: float | None
     init_ms: float | None
     first_ms: float | None
-    stages: Mapping[str, float]
+    stages: Mapping[str, float | None]
     peak_memory_mb: float | None
     drift: Mapping[str, Any]
-    outliers: Mapping[str, int]
+    outliers: Mapping[str, int] | None
     environment: Mapping[str, Any]
     kind: Kind
     valid: bool
     warnings: Sequence[str]
-    samples_file: str
+    samples_file: str | None
     started_utc: str
     protocol: Mapping[str, Any] = field(default_factory=dict)
     unknown: Mapping[str, str] = field(default_factory=dict)
@@ -208,7 +208,17 @@ def samples_name(record_key: Sequence[str | int]) -> str:
 
 
 def samples_path(results_path: Path, record: Record) -> Path:
-    """Returns where a record's samples lie; raises ArtifactError if outside the results file's folder."""
+    """Returns where a record's samples lie.
+
+    Raises:
+        InputError: The record has none.
+        ArtifactError: They would lie outside the results file's folder.
+    """
+    if record.samples_file is None:
+        raise InputError(
+            f"There are no raw samples of {record.scheme} on {record.profile}.",
+            got=record.unknown.get("samples_file", "the record names no file"),
+        )
     folder = results_path.parent.resolve()
     path = (folder / record.samples_file).resolve()
     if not path.is_relative_to(folder):

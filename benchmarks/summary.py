@@ -3,25 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from edge_seg.benchmarks import stats
 from edge_seg.benchmarks.harness import Plan, Series
 from edge_seg.benchmarks.profile import Profile
 from edge_seg.benchmarks.result import Kind, Record
 from edge_seg.benchmarks.runner import Opened
+from edge_seg.benchmarks.stats_change import Drift, drift_of
+from edge_seg.benchmarks.sustain import Sustain
 
-PROTOCOL_VERSION = 1
-_THROTTLE_LEAST_S = 60.0
-_THROTTLE_PCT = 5.0
+PROTOCOL_VERSION = 2  # 2: the stopping rule takes the dependence of neighbouring runs into account
 _DRIFT_WARN_PCT = 5.0
 _FOREIGN_WARN_PCT = 10.0
 _STEAL_WARN_PCT = 2.0
 _SEVERE_WARN_SHARE = 0.05
+_MISSED_WARN_SHARE = 0.01
 
 
 @dataclass(frozen=True)
@@ -39,6 +41,7 @@ class Subject:
         started_utc: ISO 8601.
         images_n: Number of pictures that took turns.
         accuracy: Accuracy of the same file, or None.
+        images_sha256: Hash of these pictures (`sustain.images_sha256`), or None where it is not known.
     """
 
     path: Path
@@ -51,13 +54,14 @@ class Subject:
     started_utc: str
     images_n: int
     accuracy: Mapping[str, Any] | None
+    images_sha256: str | None = None
 
 
 def summarise(
     subject: Subject,
     opened: Opened,
     series: Series,
-    plan: Plan,
+    plan: Plan | Sustain,
     *,
     environment: Mapping[str, Any],
     samples_file: str,
@@ -75,7 +79,7 @@ def summarise(
     profile, run_ms = subject.profile, series.samples.run_ms
     early, drift = stats.early_stopping_percentile(run_ms), _drift(series)
     outliers = stats.tukey_outliers(run_ms)
-    return Record(
+    record = Record(
         model=opened.model,
         sha256=subject.sha256,
         size_bytes=subject.path.stat().st_size,
@@ -99,19 +103,29 @@ def summarise(
         early_stopping_p90_ms=_round(early.value),
         init_ms=_round(opened.init_ms),
         first_ms=_round(series.first_ms),
-        stages={name: _round(stats.median(getattr(series.samples, name))) for name in ("pre_ms", "run_ms", "post_ms")},
+        stages={name: _stage(getattr(series.samples, name)) for name in ("pre_ms", "run_ms", "post_ms")},
         peak_memory_mb=None,
-        drift=drift,
+        drift=_drift_document(drift),
         outliers={"mild": outliers.mild, "severe": outliers.severe},
         environment=dict(environment),
         kind=subject.kind,
-        valid=series.target_met,
-        warnings=_warnings(series, plan, environment, outliers),
+        valid=series.target_met and subject.kind == "measured",
+        warnings=[*_not_measured(subject.kind), *_warnings(series, plan, environment, outliers)],
         samples_file=samples_file,
         started_utc=subject.started_utc,
-        protocol=_protocol(series, plan, subject.images_n),
+        protocol=_protocol(series, plan, subject),
         unknown=_unknown(subject, opened, early, drift),
     )
+    return _without_times(record, opened.no_latency) if opened.no_latency else record
+
+
+def _without_times(record: Record, reason: str) -> Record:
+    """Returns the record without any figure of time, so that none can be taken for a latency; samples are kept."""
+    names = ("median_ms", "p90_ms", "p95_ms", "p99_ms", "min_ms", "mad_ms", "ci95_median_ms", "early_stopping_p90_ms")
+    times: dict[str, Any] = dict.fromkeys((*names, "init_ms", "first_ms"))
+    unknown = {**record.unknown, **dict.fromkeys((*times, "stages", "drift.slope_pct_per_min"), reason)}
+    drift = {key: None for key in record.drift}
+    return replace(record, **times, stages=dict.fromkeys(record.stages), drift=drift, unknown=unknown)
 
 
 def _latency(series: Series) -> dict[str, Any]:
@@ -132,53 +146,79 @@ def _round(value_ms: float | None) -> Any:
     return None if value_ms is None else round(value_ms, 4)
 
 
-def _drift(series: Series) -> dict[str, Any]:
-    """Returns the slope; whether it throttled is only said of a run of a minute or more."""
-    times_s, run_ms = series.samples.t_s, series.samples.run_ms
+def _stage(samples_ms: NDArray[np.float32]) -> float | None:
+    """Returns the median of a stage, or None where the runner could not measure it."""
+    return None if np.isnan(samples_ms).any() else _round(stats.median(samples_ms))
+
+
+def _drift(series: Series) -> Drift | None:
+    """Returns what changed during the run, or None for runs at one time."""
+    times_s = series.samples.t_s
     if times_s.size < 2 or float(np.ptp(times_s)) == 0.0:
+        return None
+    return drift_of(times_s, series.samples.run_ms)
+
+
+def _drift_document(drift: Drift | None) -> dict[str, Any]:
+    if drift is None:
         return {"slope_pct_per_min": None, "throttled": None}
-    slope_pct = stats.drift_pct_per_min(times_s, run_ms)
-    minutes = float(np.ptp(times_s)) / 60.0
-    throttled = slope_pct * minutes > _THROTTLE_PCT if minutes * 60.0 >= _THROTTLE_LEAST_S else None
-    return {"slope_pct_per_min": round(slope_pct, 3), "throttled": throttled}
+    return {
+        "slope_pct_per_min": round(drift.slope_pct_per_min, 3),
+        "throttled": drift.throttled,
+        "throttled_at_s": drift.throttled_at_s,
+        "trend_p": drift.trend_p,
+        "window_s": round(drift.window_s, 2),
+        "first_window_ms": _round(drift.first_ms),
+        "last_window_ms": _round(drift.last_ms),
+        "changes": [
+            {"at_s": round(c.at_s, 2), "change_pct": round(c.change_pct, 2), "p": c.p_value} for c in drift.changes
+        ],
+    }
 
 
-def _protocol(series: Series, plan: Plan, images_n: int) -> dict[str, Any]:
+def _protocol(series: Series, plan: Plan | Sustain, subject: Subject) -> dict[str, Any]:
+    pace = series.pace
     return {
         "version": PROTOCOL_VERSION,
         "latency_of": "run_ms: write the input, invoke, read every output",
         "stopped_by": series.stopped_by,
-        "target_ci_pct": plan.target_ci_pct,
         "reached_ci_pct": round(series.interval.width_pct, 3),
-        "min_runs": plan.min_runs,
-        "min_time_s": plan.min_time_s,
-        "max_time_s": plan.max_time_s,
-        "order": "A-B-B-A",
-        "block_runs": plan.block_runs,
-        "images_n": images_n,
+        **plan.rule(),
+        **({} if pace is None else {"frames": pace.slots_n, "missed": pace.missed_n, "late": pace.late_n}),
+        "images_n": subject.images_n,
+        "images_sha256": subject.images_sha256,
         "percentiles": stats.PERCENTILE_DEFINITION,
+        "outside_us_per_run": None if series.outside_us is None else round(series.outside_us, 2),
     }
 
 
-def _unknown(subject: Subject, opened: Opened, early: stats.EarlyStopping, drift: Mapping[str, Any]) -> dict[str, str]:
+def _unknown(subject: Subject, opened: Opened, early: stats.EarlyStopping, drift: Drift | None) -> dict[str, str]:
     reasons = dict(opened.unknown)
     reasons["peak_memory_mb"] = "several files share one process, so a peak belongs to none of them"
     if subject.accuracy is None:
         reasons["accuracy"] = "no evaluation of a file with this hash was given"
     if not early.valid:
         reasons["early_stopping_p90_ms"] = f"needs at least {early.n_needed} runs"
-    if drift["slope_pct_per_min"] is None:
-        reasons["drift.slope_pct_per_min"] = "needs two runs at different times"
-    if drift["throttled"] is None:
-        reasons["drift.throttled"] = f"measured for less than {_THROTTLE_LEAST_S:.0f} s"
+    if drift is None:
+        reasons["drift.slope_pct_per_min"] = reasons["drift.throttled"] = "needs two runs at different times"
+    elif drift.throttled is None:
+        reasons["drift.throttled"] = drift.unknown
     return reasons
 
 
-def _warnings(series: Series, plan: Plan, environment: Mapping[str, Any], outliers: stats.Outliers) -> list[str]:
+def _not_measured(kind: Kind) -> list[str]:
+    return [] if kind == "measured" else [f"{kind}: no device takes these times; do not quote them as its latency"]
+
+
+def _warnings(
+    series: Series, plan: Plan | Sustain, environment: Mapping[str, Any], outliers: stats.Outliers
+) -> list[str]:
     """Returns sentences that say what is wrong and what to do about it."""
     found = []
     n = series.samples.run_ms.size
-    if not series.target_met:
+    if series.stopped_by == "lost":
+        found.append(f"the device was lost after {n} runs; measure again")
+    elif not series.target_met and isinstance(plan, Plan):
         found.append(
             f"stopped after {plan.max_time_s:g} s with the median's interval"
             f" {series.interval.width_pct:.1f} % wide,"
@@ -188,6 +228,7 @@ def _warnings(series: Series, plan: Plan, environment: Mapping[str, Any], outlie
         found.append("latency was still changing when warm-up ended; measure again on a settled machine")
     if outliers.severe > _SEVERE_WARN_SHARE * n:
         found.append(f"{outliers.severe} of {n} runs are severe outliers; something else used the machine")
+    found += _heat_warnings(series)
     change_pct = _change_pct(series)
     if abs(change_pct) > _DRIFT_WARN_PCT:
         found.append(f"the last third of the runs is {change_pct:+.1f} % against the first third")
@@ -197,6 +238,18 @@ def _warnings(series: Series, plan: Plan, environment: Mapping[str, Any], outlie
     ):
         if (environment.get(key) or 0.0) > limit:
             found.append(what.format(environment[key]))
+    return found
+
+
+def _heat_warnings(series: Series) -> list[str]:
+    found, drift, pace = [], _drift(series), series.pace
+    if drift is not None and drift.throttled:
+        found.append(
+            f"throttled after {drift.throttled_at_s or 0.0:.0f} s: the last {drift.window_s:.0f} s are"
+            f" {drift.change_pct:+.1f} % against the first; the median is of two states, quote both"
+        )
+    if pace is not None and pace.missed_n > _MISSED_WARN_SHARE * pace.slots_n:
+        found.append(f"{pace.missed_n} of {pace.slots_n} frames were missed; it cannot keep up with this rate")
     return found
 
 

@@ -11,8 +11,14 @@ from typing import Any
 import click
 
 from edge_seg import __version__
+from edge_seg.commands.compare import compare
 from edge_seg.commands.convert import convert_options, run_convert
+from edge_seg.commands.devices import devices
+from edge_seg.commands.fleet import fleet
+from edge_seg.commands.gate import gate
 from edge_seg.commands.mixed import run_sensitivity, sensitivity_options
+from edge_seg.commands.profiles import profiles
+from edge_seg.commands.sustain import sustain
 from edge_seg.commands.verify import run_verify, verify_options
 from edge_seg.errors import CheckFailed, EdgeSegError, InputError
 
@@ -293,18 +299,8 @@ def benchmark(
     _emit([r.to_json() for r in records], benchmark_text(records), as_json)
 
 
-@cli.command()
-@click.argument("name", required=False)
-@_json_option
-def profiles(name: str | None, as_json: bool) -> None:
-    """List device profiles. Example: edge-seg profiles host_cpu_1t."""
-    from dataclasses import asdict
-
-    from edge_seg.benchmarks.profile import load_profile, profile_names
-
-    rows = [asdict(load_profile(n)) for n in ([name] if name else profile_names())]
-    text = "\n".join(f"{r['name']:14} runner {r['runner']}, {r['threads']} threads" for r in rows)
-    _emit(rows[0] if name else rows, text, as_json)
+for _command in (profiles, devices, sustain, compare, gate, fleet):
+    cli.add_command(_command)
 
 
 @cli.command()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -275,12 +275,19 @@ def _figure(value: float | None) -> str:
     return "none" if value is None else f"{value:.2f}"
 
 
+def _median_text(row: Mapping[str, Any]) -> str:
+    """Returns median and interval; other programs on a device give no interval, and older ones no median."""
+    if row["median_ms"] is None:
+        return "median unknown"
+    ends = row["ci95_median_ms"]
+    return f"median {row['median_ms']:.2f} ms " + (f"[{ends[0]:.2f}, {ends[1]:.2f}]" if ends else "[no interval]")
+
+
 def benchmark_text(records: Sequence[Record]) -> str:
     """Returns benchmark records as aligned text."""
     rows = [r.to_json() for r in records]
     return "\n".join(
-        f"{r['model']:32} {r['scheme']:10} {r['profile']:12} median {r['median_ms']:.2f} ms "
-        f"[{r['ci95_median_ms'][0]:.2f}, {r['ci95_median_ms'][1]:.2f}]  n {r['n']}"
+        f"{r['model']:32} {r['scheme']:10} {r['profile']:12} {_median_text(r)}  n {r['n']}"
         + ("" if r["valid"] else "  NOT VALID: " + "; ".join(r["warnings"]))
         for r in rows
     )

@@ -6,10 +6,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from edge_seg.converters.operations import kind_of, profile_operations
 from edge_seg.converters.flatbuffer import graph_of, read_graph
 from edge_seg.converters.flatbuffer_edit import Editor
 from edge_seg.converters.interpreter import plain_interpreter
+from edge_seg.converters.operations import kind_of, profile_operations
 from edge_seg.converters.small_graph import GraphWriter
 from edge_seg.errors import InputError
 

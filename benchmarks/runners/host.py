@@ -75,6 +75,7 @@ class HostRunner:
     """This machine's CPU."""
 
     name = "host"
+    local = True
     kind: Kind = "measured"
 
     @contextlib.contextmanager

@@ -78,6 +78,7 @@ class HostGpuRunner:
     """This machine's Vulkan device. Before a file is open it is not known whether that is a GPU: "emulated"."""
 
     name = "host_gpu"
+    local = True
 
     def __init__(self) -> None:
         self.kind: Kind = "emulated"

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from edge_seg.benchmarks.harness import Plan, measure
 from edge_seg.benchmarks.profile import load_profile
-from edge_seg.benchmarks.runner import RUNNERS
+from edge_seg.benchmarks.runners.host import HostRunner
 from edge_seg.errors import InputError
 
 PROFILE = "host_cpu_1t"
@@ -68,7 +68,7 @@ def latency_ms(files: Sequence[Path], images: Sequence[NDArray[np.uint8]], plan:
         `median_ms` and `ci95_median_ms` by file.
     """
     profile = load_profile(PROFILE)
-    runner = RUNNERS[profile.runner]()
+    runner = HostRunner()
     with runner.session(profile):
         executors = [runner.open(file, profile, profile.delegates[0]) for file in files]
         series = measure(executors, images, plan)

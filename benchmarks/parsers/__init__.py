@@ -1,0 +1,1 @@
+"""One file per form of output; each registers one parser in `edge_seg.benchmarks.parser.PARSERS`."""

@@ -1,0 +1,35 @@
+"""Peak memory of a file in a process of its own."""
+
+import sys
+
+import numpy as np
+import pytest
+
+from edge_seg.benchmarks import memory
+from edge_seg.errors import MissingHere
+
+pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc, which only Linux has")
+
+
+def test_the_high_water_mark_rises_with_what_is_touched_and_stays():
+    before = memory.status_bytes("VmRSS")
+    block = np.ones(8_000_000)  # 64 MB, touched
+    during = memory.status_bytes("VmRSS")
+    del block
+    assert during - before == pytest.approx(64e6, rel=0.1)
+    assert memory.status_bytes("VmHWM") >= during - 2e6  # the kernel counts pages in batches per thread
+
+
+def test_a_file_that_does_not_run_gives_the_childs_reason(tmp_path):
+    (tmp_path / "broken.tflite").write_bytes(b"not a file")
+    with pytest.raises(MissingHere, match=r"broken\.tflite did not run"):
+        memory.peak_memory(tmp_path / "broken.tflite", "host_cpu_1t", "xnnpack")
+
+
+@pytest.mark.slow
+def test_a_real_file_needs_more_than_its_own_size_and_less_than_the_whole_process(tiny_exported, tmp_path):
+    from edge_seg.converters.convert import convert
+
+    file = convert(tiny_exported, scheme="fp32", out=tmp_path).file
+    found = memory.peak_memory(file, "host_cpu_1t", "xnnpack", runs=2)
+    assert file.stat().st_size / 1e6 < found.peak_mb < found.process_mb
