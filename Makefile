@@ -2,9 +2,11 @@
 #
 #   PYTHON   interpreter that creates the environment (3.11)      make test PYTHON=/opt/python3.11/bin/python3
 #   ARGS     arguments of the target's program, or of pytest      make quickstart ARGS="--data FOLDER"
+#   WORKERS  test files that run at the same time; 0 is none      make test WORKERS=0
 
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 ARGS ?=
+WORKERS ?= 2
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
@@ -34,7 +36,7 @@ quickstart: $(STAMP)  ## the whole chain on synthetic scenes: train, convert, ve
 	$(BIN)/edge-seg quickstart $(ARGS)
 
 test: $(STAMP)  ## run the test suite
-	$(BIN)/python -m pytest -q $(ARGS)
+	$(BIN)/python -m pytest -q -n $(WORKERS) --dist loadfile $(ARGS)
 
 lint: $(STAMP)  ## check style and formatting
 	$(BIN)/ruff check .
