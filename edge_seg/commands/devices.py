@@ -51,6 +51,6 @@ def devices_text(document: dict[str, Any]) -> str:
 @click.command()
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document on stdout.")
 def devices(as_json: bool) -> None:
-    """List what can be measured on: this host and attached phones. Example: edge-seg devices --json. Example: edge-seg devices --json."""
+    """List this host and the attached phones. Example: edge-seg devices --json."""
     document = find_devices()
     click.echo(json.dumps(document, indent=2, ensure_ascii=False) if as_json else devices_text(document))
