@@ -283,6 +283,11 @@ def _match(
     return hit, ignored
 
 
+def mask_iou(found: Sequence[RunLengths], truth: Sequence[RunLengths]) -> NDArray[np.float64]:
+    """Returns the IoU of every mask with every other, [found, truth], as pycocotools computes it."""
+    return _iou(found, truth, np.zeros(len(truth), np.bool_))
+
+
 def _iou(found: Sequence[RunLengths], truth: Sequence[RunLengths], crowd: NDArray[np.bool_]) -> NDArray[np.float64]:
     """IoU of masks, [D, G]; of a crowd, the share of the detection that lies in it."""
     from pycocotools import mask as coco_mask
