@@ -1,10 +1,12 @@
 """Operators run alone: the same numbers as in the whole graph, and sums that add up."""
 
 import itertools
+import json
 from pathlib import Path
 
 import numpy as np
 import pytest
+from click.testing import CliRunner
 
 from edge_seg.converters.flatbuffer import graph_of, read_graph
 from edge_seg.converters.flatbuffer_edit import Editor
@@ -12,6 +14,8 @@ from edge_seg.converters.interpreter import plain_interpreter
 from edge_seg.converters.operations import kind_of, profile_operations
 from edge_seg.converters.small_graph import GraphWriter
 from edge_seg.errors import InputError
+from edge_seg.studies.operation_speed import main
+from edge_seg.studies.results_table import results_markdown
 
 
 @pytest.fixture
@@ -86,3 +90,13 @@ def test_a_profile_of_nothing_is_refused(file):
 def test_a_missing_file_is_named():
     with pytest.raises(InputError, match=r"gone\.tflite"):
         profile_operations([Path("gone.tflite")])
+
+
+def test_the_study_writes_a_document_that_the_readme_shows(file, tmp_path):
+    out = tmp_path / "results" / "speed" / "operations.json"
+    done = CliRunner().invoke(main, [str(file), "--rounds", "2", "--json", str(out)])
+    assert done.exit_code == 0, done.output
+    profile = json.loads(out.read_text())["profiles"][0]
+    shown = results_markdown(tmp_path / "results")
+    assert f"| ADD | {profile['by_kind']['ADD']['ms']:.2f} (1) |" in shown
+    assert f"| the whole network | {profile['whole_ms']:.2f} |" in shown

@@ -1,5 +1,7 @@
 """The study of what limits an instance network: what it corrects, and how it draws true masks on a network's grid."""
 
+import json
+
 import numpy as np
 import pytest
 
@@ -9,6 +11,7 @@ from edge_seg.decoders.run_lengths import RunLengths
 from edge_seg.evaluation.average_precision import AveragePrecision, TrueObject, mask_iou
 from edge_seg.letterbox import Letterbox
 from edge_seg.studies.instance_limits import corrected, on_box_grid, on_map_grid, text
+from edge_seg.studies.results_table import results_markdown
 
 SIZE_HW = (120, 90)
 CLASSES = tuple(ClassInfo(i + 1, f"class {i}", True, (0, 0, 0)) for i in range(2))
@@ -90,3 +93,15 @@ def test_the_table_has_a_line_for_each_version():
     shown = text({"network": "n", "images": 4, "data": "d", "rows": rows}).splitlines()
     assert len(shown) == 3
     assert shown[2].split() == ["as", "they", "are", "1.00", "2.00", "3.00"]
+
+
+def test_the_readme_shows_it(tmp_path):
+    figures = {"ap": 1.0, "ap50": 2.0, "boundary_ap": 3.0}
+    ends = {f"{name}_ci95": [value - 0.5, value + 0.5] for name, value in figures.items()}
+    document = {"network": "n", "images": 4, "data": "/somewhere/animals", "command": "it"}
+    document["rows"] = [{"title": "true masks", **figures, **ends}]
+    (tmp_path / "limits").mkdir()
+    (tmp_path / "limits" / "a.json").write_text(json.dumps(document))
+    shown = results_markdown(tmp_path)
+    assert "`n` on `animals` (4 pictures)" in shown
+    assert "| true masks | 1.00 [0.5, 1.5] | 2.00 [1.5, 2.5] | 3.00 [2.5, 3.5] |" in shown

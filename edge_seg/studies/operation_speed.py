@@ -33,6 +33,7 @@ def main(files: tuple[Path, ...], threads: int, rounds: int, out: Path | None) -
     if out is not None:
         document = {
             "command": shlex.join(["python", "-m", "edge_seg.studies.operation_speed", *sys.argv[1:]]),
+            "what": "operations",
             "kind": "measured",
             "device": machine.host_device(),
             "environment": watch(),

@@ -13,6 +13,8 @@ from typing import Any
 
 from edge_seg.artifact import read_json, write_bytes
 from edge_seg.errors import EdgeSegError, InputError
+from edge_seg.studies import results_speed
+from edge_seg.studies.markdown import number, table
 
 BEGIN = "<!-- results:begin -->"
 END = "<!-- results:end -->"
@@ -70,11 +72,12 @@ def results_markdown(folder: Path) -> str:
     sections = (
         _accuracy(evaluations),
         _kept(kept),
+        _limits([read_json(path, "limits") for path in sorted((folder / "limits").glob("*.json"))]),
         _gpu([read_json(path, "accelerator run") for path in sorted((folder / "gpu").glob("*.json"))]),
         _ablation(folder / "ablation"),
-        _latency(records),
-        _speed(speeds),
-        _training(training),
+        results_speed.latency(records),
+        results_speed.speed(speeds),
+        results_speed.training(training),
     )
     return "\n\n".join([text for section in sections for text in section]) or NOTHING
 
@@ -105,7 +108,7 @@ def _accuracy(evaluations: Sequence[Mapping[str, Any]]) -> list[str]:
         head = f"**Accuracy** on `{data}` (`val`, {images} pictures, data sha256 `{fingerprint[:12]}`), in percent."
         tables.append(f"{head} {metric.upper()} with its 95 % interval (bootstrap over pictures).")
         columns = ("network", "scheme", *_SCORES[metric].values(), "sha256")
-        tables.append(_table(columns, [_evaluation_row(e, metric) for e in rows]))
+        tables.append(table(columns, [_evaluation_row(e, metric) for e in rows]))
     return tables
 
 
@@ -122,7 +125,7 @@ def _data_name(document: Mapping[str, Any]) -> str:
 
 
 def _evaluation_row(evaluation: Mapping[str, Any], metric: str) -> list[str]:
-    scores = [_number(evaluation.get(key), 2) for key in _SCORES[metric]]
+    scores = [number(evaluation.get(key), 2) for key in _SCORES[metric]]
     if f"{metric}_ci95" in evaluation:
         low, high = evaluation[f"{metric}_ci95"]
         scores[0] += f" [{low:.1f}, {high:.1f}]"
@@ -149,17 +152,33 @@ def _kept(comparisons: Sequence[Mapping[str, Any]]) -> list[str]:
             *(f"{_SCORES['ap'][n]} (share)" for n in further),
             "seeds",
         )
-        tables.append(_table(columns, [_kept_row(row) for row in found["rows"]]))
+        tables.append(table(columns, [_kept_row(row) for row in found["rows"]]))
     return tables
 
 
 def _kept_row(row: Mapping[str, Any]) -> list[str]:
     low, high = row["share_ci95"]
-    values = " / ".join(_number(f["value"], 2) for f in row["files"])
+    values = " / ".join(number(f["value"], 2) for f in row["files"])
     seeds = f"median of {values}" if len(row["files"]) > 1 else ""
     further = [f"{f['value']:.2f} ({f['share']:.3f})" for f in row.get("figures", {}).values()]
-    value = _number(row["value"], 2) + _between(row["value_ci95"])
+    value = number(row["value"], 2) + _between(row["value_ci95"])
     return [row["title"], value, f"{row['share']:.4f}", f"[{low:.4f}, {high:.4f}]", *further, seeds]
+
+
+def _limits(runs: Sequence[Mapping[str, Any]]) -> list[str]:
+    """One table per run of `edge_seg.studies.instance_limits`."""
+    tables = []
+    for run in runs:
+        tables.append(
+            f"**What limits** `{run['network']}` on `{_data_name(run)}` ({run['images']} pictures): its predictions, "
+            f"then with what they lie on put right, then true masks on its own grid (`{run['command']}`)."
+        )
+        rows = [
+            [row["title"], *(number(row[n], 2) + _between(row[f"{n}_ci95"]) for n in ("ap", "ap50", "boundary_ap"))]
+            for row in run["rows"]
+        ]
+        tables.append(table(("predictions", *(_SCORES["ap"][n] for n in ("ap", "ap50", "boundary_ap"))), rows))
+    return tables
 
 
 def _between(ends: Sequence[float] | None) -> str:
@@ -200,7 +219,7 @@ def _gpu(runs: Sequence[Mapping[str, Any]]) -> list[str]:
         "**LiteRT's GPU accelerator** beside the CPU, same file, same pictures. On a software device the numbers are "
         "those of its arithmetic; it says nothing about speed."
     )
-    return [head, _table(columns, rows)]
+    return [head, table(columns, rows)]
 
 
 def _ablation(folder: Path) -> list[str]:
@@ -210,158 +229,6 @@ def _ablation(folder: Path) -> list[str]:
     from edge_seg.studies import ablation_table
 
     return [ablation_table.markdown(ablation_table.table(ablation_table.read_documents(folder)))]
-
-
-def _latency(records: Sequence[Mapping[str, Any]]) -> list[str]:
-    """One table per device and runtime; a record that broke its protocol says so."""
-    tables = []
-    for key in dict.fromkeys(_machine(r) for r in records):
-        rows = [r for r in records if _machine(r) == key]
-        tables.append(f"**Latency** of one picture on {key}: write the input, run, read every output.")
-        columns = ("network", "scheme", "MB", "profile", "median ms", "p90 ms", "runs", "kind", "sha256")
-        tables.append(_table(columns, [_record_row(r) for r in rows]))
-    return tables
-
-
-def _machine(record: Mapping[str, Any]) -> str:
-    device, runtime = record.get("device", {}), record.get("runtime", {})
-    cpu = device.get("cpu") or device.get("soc") or device.get("name") or "an unnamed device"
-    return f"{cpu}, {runtime.get('name', 'runtime')} {runtime.get('version', 'of unknown version')}"
-
-
-def _record_row(record: Mapping[str, Any]) -> list[str]:
-    median, ends = _number(record.get("median_ms"), 2), record.get("ci95_median_ms")
-    kind = record["kind"] if record.get("valid") else f"{record['kind']}, not valid"
-    return [
-        str(record["model"]),
-        f"`{record['scheme']}`",
-        _number(record["size_bytes"] / 1e6, 2),
-        f"`{record['profile']}`",
-        f"{median} [{ends[0]:.2f}, {ends[1]:.2f}]" if ends else median,
-        _number(record.get("p90_ms"), 2),
-        str(record.get("n", "")),
-        kind,
-        f"`{str(record.get('sha256', ''))[:12]}`",
-    ]
-
-
-def _speed(runs: Sequence[Mapping[str, Any]]) -> list[str]:
-    """One table per interleaved run of `edge_seg.studies.network_speed`; a median that missed its interval says so."""
-    tables = []
-    for run in runs:
-        if run.get("what") in _OF_DECODERS:
-            tables += _OF_DECODERS[run["what"]](run)
-            continue
-        cpu, threads = run["device"].get("cpu") or "an unnamed CPU", run["threads"]
-        tables.append(
-            f"**Speed** with random weights, all files in turns, {threads} thread, {cpu} (`{run['command']}`). Ratios "
-            f"are to the published form in the same scheme; the last column is work per second beside 3x3 convolutions."
-        )
-        columns = ("network", "scheme", "GMAC", "median ms", "of published", "of own fp32", "of 3x3")
-        tables.append(_table(columns, [_speed_row(row) for row in run["rows"]]))
-    return tables
-
-
-def _speed_row(row: Mapping[str, Any]) -> list[str]:
-    low, high = row["ci95_median_ms"]
-    missed = "" if row["interval_met"] else ", wider than asked"
-    ratios = [f"{row[key][1]:.2f}" if row[key] else "" for key in ("of_published", "of_own_fp32")]
-    return [
-        row["network"],
-        f"`{row['scheme']}`",
-        _number(row["macs_graph"] and row["macs_graph"] / 1e9, 2),
-        f"{row['median_ms']:.2f} [{low:.2f}, {high:.2f}]{missed}",
-        *ratios,
-        _number(row["share_of_3x3"], 2),
-    ]
-
-
-def _decoder(run: Mapping[str, Any]) -> list[str]:
-    """A table of `edge_seg.studies.decoder_speed`: the decoder beside the straightforward merge."""
-    cpu = run["device"].get("cpu") or "an unnamed CPU"
-    priority = ", real-time priority" if run["real_time_priority"] else ""
-    columns = ("input px", "proposals", "segments", "median ms", "straightforward ms", "ratio")
-    return [
-        f"**Decoder** of MaskConver from raw arrays to id map and segments at network size, on {run['source']}, in "
-        f"turns with the straightforward merge, {run['threads']} thread{priority}, {cpu} (`{run['command']}`).",
-        _table(columns, [_decoder_row(row) for row in run["rows"]]),
-    ]
-
-
-def _decoder_row(row: Mapping[str, Any]) -> list[str]:
-    ratio_low, ratio, ratio_high = row["ratio"]
-    medians = []
-    for timing in (row["fast"], row["straightforward"]):
-        low, high = timing["ci95_median_ms"]
-        missed = "" if timing["interval_met"] else ", wider than asked"
-        medians.append(f"{timing['median_ms']:.2f} [{low:.2f}, {high:.2f}]{missed}")
-    return [
-        str(row["input_px"]),
-        str(row["proposals"]),
-        _number(row["segments_mean"], 1),
-        *medians,
-        f"{ratio:.3f} [{ratio_low:.3f}, {ratio_high:.3f}]",
-    ]
-
-
-def _instance_decoders(run: Mapping[str, Any]) -> list[str]:
-    """A table of `edge_seg.studies.instance_decoder_speed`."""
-    cpu = run["device"].get("cpu") or "an unnamed CPU"
-    priority = ", real-time priority" if run["real_time_priority"] else ""
-    columns = ("decoder", "input px", "objects", "median ms", "least ms", "peak memory, MB")
-    rows = []
-    for row in run["rows"]:
-        low, high = row["ci95_median_ms"]
-        missed = "" if row["interval_met"] else ", wider than asked"
-        median_ms = f"{row['median_ms']:.2f} [{low:.2f}, {high:.2f}]{missed}"
-        least_ms, peak_mb = _number(row["min_ms"], 2), _number(row["peak_bytes"] / 1e6, 1)
-        rows.append([row["family"], str(row["input_px"]), str(row["instances"]), median_ms, least_ms, peak_mb])
-    head = (
-        f"**Decoders of instance networks** from raw arrays to run lengths at network size, on {run['source']}, "
-        f"{run['threads']} thread{priority}, {cpu} (`{run['command']}`)."
-    )
-    return [head, _table(columns, rows)]
-
-
-_OF_DECODERS = {"decoder": _decoder, "instance_decoder": _instance_decoders}
-
-
-def _training(runs: Sequence[Mapping[str, Any]]) -> list[str]:
-    """One table per training speed: pictures per second and where the time goes, per number of processes."""
-    tables = []
-    for run in runs:
-        cpu = run["device"].get("cpu") or "an unnamed CPU"
-        tables.append(
-            f"**Training speed** of `{run['network']}`, batch {run['batch_size']} over all processes, {run['cores']} "
-            f"cores, {cpu} (`{run['command']}`); decoded pictures in memory. Shares of the time in percent; exchange "
-            f"includes waiting for the other process."
-        )
-        shares = list(run["processes"][0]["share"])
-        columns = (
-            "processes",
-            "threads each",
-            "pictures per s",
-            "of each round",
-            *(s.replace("_", " ") for s in shares),
-        )
-        tables.append(_table(columns, [_training_row(row) for row in run["processes"]]))
-    return tables
-
-
-def _training_row(row: Mapping[str, Any]) -> list[str]:
-    rounds = " / ".join(_number(rate, 2) for rate in row["images_per_s_of_rounds"])
-    shares = [_number(100 * share, 1) for share in row["share"].values()]
-    return [str(row["count"]), str(row["threads"]), _number(row["images_per_s"], 2), rounds, *shares]
-
-
-def _number(value: float | None, digits: int) -> str:
-    return "" if value is None else f"{value:.{digits}f}"
-
-
-def _table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    ruler = ["---"] * len(columns)
-    cells = [[cell.replace("|", "\\|") for cell in row] for row in (columns, ruler, *rows)]
-    return "\n".join(f"| {' | '.join(row)} |" for row in cells)
 
 
 def main(arguments: Sequence[str]) -> int:
