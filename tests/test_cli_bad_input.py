@@ -254,7 +254,7 @@ def test_two_pictures_of_one_name_are_refused_before_either_is_written(edge_seg,
         (("models", "maskconver_mnv2_256", "--input", 100), ("multiple of 32",)),
         (("models", "maskconver_mnv2_256", "--num-classes", 0), ("number of classes",)),
         (("models", "maskconver_mnv2_256", "--num-classes", -3), ("number of classes",)),
-        (("profiles", "host_gpu"), ("no profile called", "host_cpu_1t")),
+        (("profiles", "host_cpu_3t"), ("no profile called", "host_cpu_1t")),
         (("report", "nowhere"), ("nowhere",)),
     ],
 )
