@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from edge_seg.artifact import read_json, sha256_of, write_bytes
 from edge_seg.benchmarks.harness import Plan, Series, measure
+from edge_seg.benchmarks.memory import peak_memory
 from edge_seg.benchmarks.profile import Profile, load_profile
 from edge_seg.benchmarks.result import Kind, Record, samples_name, save_records
 from edge_seg.benchmarks.runner import RUNNERS, Executor, Failure, Runner, ToolRun, ToolRunner
@@ -51,6 +52,7 @@ def benchmark(
     accuracy: Sequence[Path] = (),
     max_time_s: float | None = None,
     sessions: Sequence[int] = (),
+    memory: bool = False,
     progress: TextIO | None = None,
     clocks: Clocks | None = None,
 ) -> list[Record]:
@@ -64,6 +66,8 @@ def benchmark(
         accuracy: Documents of `evaluate --json`, matched to files by hash.
         max_time_s: Replaces the profiles' `max_time_s`, for a quick look; `valid` then says what it cost.
         sessions: Numbers of the sessions to measure, from 1; none for as many as the profile says.
+        memory: Whether peak memory is read as well, before the times, on profiles of this machine that were given by
+            name or path: each file is opened in a process of its own.
         progress: Where the progress bar goes (stderr), or None for none.
         clocks: Where time comes from.
 
@@ -81,6 +85,8 @@ def benchmark(
     if not loaded or not images:
         raise InputError("There is nothing to measure.", expected="at least one file, one profile and one image")
     job = _Job(list(files), hashes, images, out, load_accuracy(accuracy), clocks or Clocks())
+    if memory:
+        job.peaks_mb = _peaks_mb(files, profiles)
     rounds = [(p, d, s) for p in loaded for d in p.delegates for s in sessions or range(1, p.sessions + 1)]
     with _bar(progress, len(rounds) * len(files)) as show:
         for turn, (profile, delegate, session) in enumerate(rounds):
@@ -117,6 +123,7 @@ class _Job:
         self.files, self.hashes, self.images, self.out = files, hashes, images, out
         self.accuracy, self.clocks = accuracy, clocks
         self.images_sha256 = images_sha256(images)
+        self.peaks_mb: dict[tuple[str, str, Path], float] = {}
         self._found: dict[tuple[int, int, str], Record] = {}
         self._failures: list[Failure] = []
         self._lock = threading.Lock()  # phones are measured at the same time
@@ -208,7 +215,20 @@ class _Job:
             images_n=len(self.images),
             images_sha256=self.images_sha256,
             accuracy=self.accuracy.get(self.hashes[index]),
+            peak_memory_mb=self.peaks_mb.get((at.profile.name, at.delegate, self.files[index])),
         )
+
+
+def _peaks_mb(files: Sequence[Path], profiles: Sequence[str | Path | Profile]) -> dict[tuple[str, str, Path], float]:
+    """Returns the peak memory of every file by profile and delegate, where the profile is one of this machine."""
+    found = {}
+    for source in profiles:
+        profile = source if isinstance(source, Profile) else load_profile(source)
+        if isinstance(source, Profile) or not getattr(RUNNERS[profile.runner], "local", False):
+            continue
+        for delegate, file in [(d, f) for d in profile.delegates for f in files]:
+            found[profile.name, delegate, file] = peak_memory(file, source, delegate).peak_mb
+    return found
 
 
 def _key(subject: Subject) -> tuple[str, ...]:

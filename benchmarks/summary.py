@@ -42,6 +42,7 @@ class Subject:
         images_n: Number of pictures that took turns.
         accuracy: Accuracy of the same file, or None.
         images_sha256: Hash of these pictures (`sustain.images_sha256`), or None where it is not known.
+        peak_memory_mb: Peak of the file in a process of its own, or None where it was not asked for.
     """
 
     path: Path
@@ -55,6 +56,33 @@ class Subject:
     images_n: int
     accuracy: Mapping[str, Any] | None
     images_sha256: str | None = None
+    peak_memory_mb: float | None = None
+
+
+def identity(subject: Subject, opened: Opened) -> dict[str, Any]:
+    """Returns the fields of a record that say what was measured where; they come from no figure."""
+    profile = subject.profile
+    return {
+        "model": opened.model,
+        "sha256": subject.sha256,
+        "size_bytes": subject.path.stat().st_size,
+        "scheme": opened.scheme,
+        "profile": profile.name,
+        "runner": profile.runner,
+        "device": dict(subject.device),
+        "runtime": dict(opened.runtime),
+        "delegate_requested": subject.delegate,
+        "delegate_actual": opened.delegate_actual,
+        "nodes_delegated": opened.nodes_delegated,
+        "nodes_total": opened.nodes_total,
+        "precision": profile.precision_for(subject.delegate),
+        "threads": profile.threads,
+        "cpu_mask": profile.cpu_mask,
+        "session": subject.session,
+        "accuracy": subject.accuracy,
+        "kind": subject.kind,
+        "started_utc": subject.started_utc,
+    }
 
 
 def summarise(
@@ -76,43 +104,25 @@ def summarise(
         environment: What was read about the device before and after.
         samples_file: Where the raw samples are, relative to the results file.
     """
-    profile, run_ms = subject.profile, series.samples.run_ms
+    run_ms = series.samples.run_ms
     early, drift = stats.early_stopping_percentile(run_ms), _drift(series)
     outliers = stats.tukey_outliers(run_ms)
     record = Record(
-        model=opened.model,
-        sha256=subject.sha256,
-        size_bytes=subject.path.stat().st_size,
-        scheme=opened.scheme,
-        profile=profile.name,
-        runner=profile.runner,
-        device=dict(subject.device),
-        runtime=dict(opened.runtime),
-        delegate_requested=subject.delegate,
-        delegate_actual=opened.delegate_actual,
-        nodes_delegated=opened.nodes_delegated,
-        nodes_total=opened.nodes_total,
-        precision=profile.precision,
-        threads=profile.threads,
-        cpu_mask=profile.cpu_mask,
-        session=subject.session,
+        **identity(subject, opened),
         n=int(run_ms.size),
         warmup_n=series.warmup_n,
-        accuracy=subject.accuracy,
         **_latency(series),
         early_stopping_p90_ms=_round(early.value),
         init_ms=_round(opened.init_ms),
         first_ms=_round(series.first_ms),
         stages={name: _stage(getattr(series.samples, name)) for name in ("pre_ms", "run_ms", "post_ms")},
-        peak_memory_mb=None,
+        peak_memory_mb=subject.peak_memory_mb,
         drift=_drift_document(drift),
         outliers={"mild": outliers.mild, "severe": outliers.severe},
         environment=dict(environment),
-        kind=subject.kind,
         valid=series.target_met and subject.kind == "measured",
         warnings=[*_not_measured(subject.kind), *_warnings(series, plan, environment, outliers)],
         samples_file=samples_file,
-        started_utc=subject.started_utc,
         protocol=_protocol(series, plan, subject),
         unknown=_unknown(subject, opened, early, drift),
     )
@@ -194,7 +204,8 @@ def _protocol(series: Series, plan: Plan | Sustain, subject: Subject) -> dict[st
 
 def _unknown(subject: Subject, opened: Opened, early: stats.EarlyStopping, drift: Drift | None) -> dict[str, str]:
     reasons = dict(opened.unknown)
-    reasons["peak_memory_mb"] = "several files share one process, so a peak belongs to none of them"
+    if subject.peak_memory_mb is None:
+        reasons["peak_memory_mb"] = "not asked for: it takes a process of its own (--memory)"
     if subject.accuracy is None:
         reasons["accuracy"] = "no evaluation of a file with this hash was given"
     if not early.valid:

@@ -11,7 +11,7 @@ from typing import Any
 
 from edge_seg.benchmarks.result import Record
 from edge_seg.benchmarks.runner import ToolRun
-from edge_seg.benchmarks.summary import PROTOCOL_VERSION, Subject
+from edge_seg.benchmarks.summary import PROTOCOL_VERSION, Subject, identity
 
 _NO_SAMPLES = "the program gives figures of all its runs together and no raw samples"
 _HOT = ("moderate", "severe", "critical", "emergency", "shutdown")
@@ -28,25 +28,9 @@ def summarise_tool(subject: Subject, run: ToolRun, log_file: str) -> Record:
     """
     profile, told, opened = subject.profile, run.told, run.opened
     return Record(
-        model=opened.model,
-        sha256=subject.sha256,
-        size_bytes=subject.path.stat().st_size,
-        scheme=opened.scheme,
-        profile=profile.name,
-        runner=profile.runner,
-        device=dict(subject.device),
-        runtime=dict(opened.runtime),
-        delegate_requested=subject.delegate,
-        delegate_actual=opened.delegate_actual,
-        nodes_delegated=opened.nodes_delegated,
-        nodes_total=opened.nodes_total,
-        precision=profile.precision_for(subject.delegate),
-        threads=profile.threads,
-        cpu_mask=profile.cpu_mask,
-        session=subject.session,
+        **identity(subject, opened),
         n=told.n or 0,
         warmup_n=told.warmup_n or 0,
-        accuracy=subject.accuracy,
         median_ms=told.median_ms,
         p90_ms=None,
         p95_ms=told.p95_ms,
@@ -62,11 +46,9 @@ def summarise_tool(subject: Subject, run: ToolRun, log_file: str) -> Record:
         drift={"slope_pct_per_min": None, "throttled": None},
         outliers=None,
         environment=dict(run.environment),
-        kind=subject.kind,
         valid=False,
         warnings=_warnings(run, subject.delegate),
         samples_file=None,
-        started_utc=subject.started_utc,
         protocol=_protocol(run, profile.min_runs, profile.min_time_s, profile.max_time_s, log_file),
         unknown=_unknown(run, subject),
     )

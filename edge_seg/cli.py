@@ -16,6 +16,7 @@ from edge_seg.commands.convert import convert_options, run_convert
 from edge_seg.commands.devices import devices
 from edge_seg.commands.fleet import fleet
 from edge_seg.commands.gate import gate
+from edge_seg.commands.measuring import measuring_options
 from edge_seg.commands.mixed import run_sensitivity, sensitivity_options
 from edge_seg.commands.profiles import profiles
 from edge_seg.commands.sustain import sustain
@@ -275,19 +276,15 @@ def golden(file: Path, images: tuple[Path, ...], out: Path, as_json: bool) -> No
 
 
 @cli.command()
-@click.argument("files", type=_FILE, nargs=-1, required=True)
-@click.option("--profile", "profiles", multiple=True, default=("host_cpu_1t",), show_default=True)
-@click.option("--data", default="synthetic:easy", show_default=True, help="Pictures to run on.")
-@click.option("--images", "count", default=8, show_default=True)
-@click.option("--accuracy", type=_FILE, multiple=True, help="JSON of `evaluate` for the same file.")
-@click.option("--out", type=_FILE, required=True, help="Results (JSON).")
-@_json_option
+@click.option("--memory", is_flag=True, help="Read peak memory too: each file once in a process of its own.")
+@measuring_options
 def benchmark(
     files: tuple[Path, ...],
     profiles: tuple[str, ...],
     data: str,
     count: int,
     accuracy: tuple[Path, ...],
+    memory: bool,
     out: Path,
     as_json: bool,
 ) -> None:
@@ -295,7 +292,8 @@ def benchmark(
     from edge_seg.benchmarks.bench import benchmark as run
     from edge_seg.steps import benchmark_text, pictures
 
-    records = run(files, profiles, images=pictures(data, count, "val"), out=out, accuracy=accuracy, progress=sys.stderr)
+    images = pictures(data, count, "val")
+    records = run(files, profiles, images=images, out=out, accuracy=accuracy, memory=memory, progress=sys.stderr)
     _emit([r.to_json() for r in records], benchmark_text(records), as_json)
 
 

@@ -5,7 +5,9 @@ import sys
 import numpy as np
 import pytest
 
-from edge_seg.benchmarks import memory
+from edge_seg.benchmarks import bench, memory
+from edge_seg.benchmarks.memory import PeakMemory
+from edge_seg.benchmarks.profile import load_profile
 from edge_seg.errors import MissingHere
 
 pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc, which only Linux has")
@@ -33,3 +35,17 @@ def test_a_real_file_needs_more_than_its_own_size_and_less_than_the_whole_proces
     file = convert(tiny_exported, scheme="fp32", out=tmp_path).file
     found = memory.peak_memory(file, "host_cpu_1t", "xnnpack", runs=2)
     assert file.stat().st_size / 1e6 < found.peak_mb < found.process_mb
+
+
+def test_a_benchmark_that_is_asked_to_writes_the_peak_of_each_file(monkeypatch, tmp_path):
+    asked = []
+
+    def told(path, profile, delegate):
+        asked.append((path.name, profile, delegate))
+        return PeakMemory(10.0 * len(asked), 100.0)
+
+    monkeypatch.setattr(bench, "peak_memory", told)
+    files = [tmp_path / "a.tflite", tmp_path / "b.tflite"]
+    found = bench._peaks_mb(files, ["host_cpu_1t", load_profile("host_cpu_2t"), "raspberry_pi_5"])
+    assert asked == [("a.tflite", "host_cpu_1t", "xnnpack"), ("b.tflite", "host_cpu_1t", "xnnpack")]
+    assert found == {("host_cpu_1t", "xnnpack", file): 10.0 * (n + 1) for n, file in enumerate(files)}

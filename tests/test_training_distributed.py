@@ -109,6 +109,8 @@ def test_two_processes_train_and_score_instance_networks_like_one(pair, alone, n
     assert two["score"] == pair[1]["instances"][name]["score"]
     assert one["score"]["images"] == two["score"]["images"] == 7
     assert one["score"]["ap"] == pytest.approx(two["score"]["ap"], abs=0.05)
+    assert one["score"]["found"] == pytest.approx(two["score"]["found"], rel=0.02)
+    assert one["score"]["found"] > 7
 
 
 @pytest.mark.slow

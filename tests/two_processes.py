@@ -83,7 +83,9 @@ def score(trainer, network):
     before = torch.get_default_dtype()
     torch.set_default_dtype(torch.float32)
     try:
-        return trainer._scored(network.float(), 7).to_json()
+        scored = trainer._scored(network.float(), 7)
+        found = sum(len(matches.score) for picture in scored.quality._pictures for matches in picture)
+        return {**scored.to_json(), "found": found}
     finally:
         torch.set_default_dtype(before)
 

@@ -8,22 +8,16 @@ from typing import TYPE_CHECKING
 
 import click
 
+from edge_seg.commands.measuring import measuring_options
+
 if TYPE_CHECKING:
     from edge_seg.benchmarks.result import Record
 
-_FILE = click.Path(path_type=Path)
-
 
 @click.command()
-@click.argument("files", type=_FILE, nargs=-1, required=True)
 @click.option("--minutes", default=10.0, show_default=True, help="Wall time per file, at least 2.")
 @click.option("--fps", default=15.0, show_default=True, help="Frames per second that are due; 0 makes no pause.")
-@click.option("--profile", "profiles", multiple=True, default=("host_cpu_1t",), show_default=True)
-@click.option("--data", default="synthetic:easy", show_default=True, help="Pictures to run on.")
-@click.option("--images", "count", default=8, show_default=True)
-@click.option("--accuracy", type=_FILE, multiple=True, help="JSON of `evaluate` for the same file.")
-@click.option("--out", type=_FILE, required=True, help="Results (JSON).")
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON document on stdout.")
+@measuring_options
 def sustain(
     files: tuple[Path, ...],
     minutes: float,

@@ -21,10 +21,10 @@ from edge_seg.converters.gpu.accelerator import Precision
 from edge_seg.converters.gpu.runner import GpuRunner
 from edge_seg.converters.interpreter import TfliteRunner
 from edge_seg.data.source import open_dataset
-from edge_seg.errors import EdgeSegError
 from edge_seg.evaluation.bootstrap import paired_bootstrap
 from edge_seg.evaluation.evaluate import evaluate
 from edge_seg.evaluation.predictor import Predictor, RawRunner
+from edge_seg.studies.start import start
 
 _SEED = 0
 
@@ -113,8 +113,4 @@ def main(file: Path, data: str, precision: Precision, limit: int, json_file: Pat
 
 
 if __name__ == "__main__":
-    try:
-        main(standalone_mode=False)
-    except EdgeSegError as error:
-        click.echo(f"error: {error}", err=True)
-        sys.exit(error.exit_code)
+    start(main)

@@ -24,10 +24,11 @@ from edge_seg.converters.convert import convert
 from edge_seg.converters.gpu.accelerator import Precision
 from edge_seg.converters.gpu.runner import GpuRunner
 from edge_seg.converters.interpreter import TfliteRunner
-from edge_seg.errors import ArtifactError, EdgeSegError
+from edge_seg.errors import ArtifactError
 from edge_seg.export import export_network
 from edge_seg.models.base import MODELS
 from edge_seg.studies.gpu_accuracy import Beside
+from edge_seg.studies.start import start
 
 _PICTURES = 3
 
@@ -98,8 +99,4 @@ def main(only: tuple[str, ...], input_px: int, precision: Precision, json_file: 
 
 
 if __name__ == "__main__":
-    try:
-        main(standalone_mode=False)
-    except EdgeSegError as error:
-        click.echo(f"error: {error}", err=True)
-        sys.exit(error.exit_code)
+    start(main)

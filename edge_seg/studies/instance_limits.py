@@ -25,12 +25,13 @@ from edge_seg.data.things import for_task, object_masks
 from edge_seg.decoders.base import Instance, InstanceResult
 from edge_seg.decoders.paste import paste_boxes, paste_map
 from edge_seg.decoders.run_lengths import RunLengths
-from edge_seg.errors import EdgeSegError, InputError
+from edge_seg.errors import InputError
 from edge_seg.evaluation.average_precision import AveragePrecision, TrueObject, mask_iou
 from edge_seg.evaluation.bootstrap import interval
 from edge_seg.evaluation.evaluate import spread
 from edge_seg.letterbox import Letterbox
 from edge_seg.model_file import open_predictor
+from edge_seg.studies.start import start
 
 FIGURES = ("ap", "ap50", "boundary_ap")
 _LEAST_IOU = 0.5  # a prediction lies on an object from here on
@@ -188,8 +189,4 @@ def main(file: Path, data: str, limit: int, json_file: Path | None) -> None:
 
 
 if __name__ == "__main__":
-    try:
-        main(standalone_mode=False)
-    except EdgeSegError as error:
-        click.echo(f"error: {error}", err=True)
-        sys.exit(error.exit_code)
+    start(main)

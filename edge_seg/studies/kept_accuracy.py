@@ -17,11 +17,12 @@ import click
 
 from edge_seg.artifact import sha256_of, write_json
 from edge_seg.data.source import open_dataset
-from edge_seg.errors import EdgeSegError, InputError
+from edge_seg.errors import InputError
 from edge_seg.evaluation.average_precision import AveragePrecision
 from edge_seg.evaluation.bootstrap import Resampled, interval, paired_ratio
 from edge_seg.evaluation.evaluate import Quality, evaluate
 from edge_seg.model_file import open_predictor
+from edge_seg.studies.start import start
 
 _SEED = 0
 _FURTHER = ("ap50", "boundary_ap")
@@ -126,8 +127,4 @@ def main(base: Path, files: tuple[str, ...], data: str, limit: int, json_file: P
 
 
 if __name__ == "__main__":
-    try:
-        main(standalone_mode=False)
-    except EdgeSegError as error:
-        click.echo(f"error: {error}", err=True)
-        sys.exit(error.exit_code)
+    start(main)

@@ -19,11 +19,11 @@ from edge_seg.converters.compare_routes import OutputAgreement, compare_routes
 from edge_seg.converters.interpreter import TfliteRunner
 from edge_seg.converters.second_interpreter import SecondInterpreter
 from edge_seg.data.source import open_dataset
-from edge_seg.errors import EdgeSegError
 from edge_seg.evaluation.bootstrap import paired_bootstrap
 from edge_seg.evaluation.evaluate import evaluate
 from edge_seg.evaluation.predictor import Predictor
 from edge_seg.steps import letterboxed, pictures
+from edge_seg.studies.start import start
 
 _SEED = 0
 
@@ -119,8 +119,4 @@ def told(found: dict[str, Any]) -> str:
 
 
 if __name__ == "__main__":
-    try:
-        main(standalone_mode=False)
-    except EdgeSegError as error:
-        click.echo(f"error: {error}", err=True)
-        sys.exit(error.exit_code)
+    start(main)
