@@ -15,9 +15,8 @@ pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="re
 
 def test_the_high_water_mark_rises_with_what_is_touched_and_stays():
     before = memory.status_bytes("VmRSS")
-    with mmap.mmap(
-        -1, 64_000_000
-    ) as block:  # pages of its own: an allocator may hand out some that are counted already
+    # pages of its own: an allocator may hand out some that are counted already
+    with mmap.mmap(-1, 64_000_000) as block:
         for place in range(0, len(block), mmap.PAGESIZE):
             block[place] = 1
         during = memory.status_bytes("VmRSS")
