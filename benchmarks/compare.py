@@ -2,7 +2,8 @@
 
 Records match by model, scheme, profile and delegate; sessions of a match are pooled. A match whose device, runtime,
 protocol or pictures differ is refused by name, since its ratio would say nothing about the files. The file's hash may
-differ: that is what is compared.
+differ: that is what is compared. Two files of one results file that were measured in one session took turns, and are
+compared turn by turn (`stats_paired`); others by their medians (`stats_compare`).
 """
 
 from __future__ import annotations
@@ -12,36 +13,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
-from edge_seg.benchmarks.result import Record, Samples, load_records, samples_path
+from edge_seg.benchmarks.compare_facts import KEY_FIELDS, check_allowed, differences, is_allowed
+from edge_seg.benchmarks.compare_sides import Side, choose, in_turns, line, no_latency, sides, told_choice
+from edge_seg.benchmarks.result import Record, load_records
 from edge_seg.benchmarks.stats_compare import ALPHA, POWER, Comparison, compare_medians
-from edge_seg.errors import ArtifactError, InputError, nearest
-
-KEY_FIELDS = ("model", "scheme", "profile", "delegate_requested", "device.id")
-_PLAIN = ("runner", "delegate_actual", "precision", "threads", "cpu_mask", "kind")
-_OPEN = ("device", "runtime")
-_PROTOCOL = ("version", "latency_of", "mode", "target_fps", "images_n", "images_sha256")
-_ENVIRONMENT = ("governor",)
-_MEDIAN_SLACK_MS = 1e-3
-
-
-@dataclass(frozen=True)
-class Side:
-    """The sessions of one file: records and where their samples are."""
-
-    records: tuple[Record, ...]
-    results: Path
-
-    @property
-    def sha256(self) -> str:
-        """Hash of the file."""
-        return self.records[0].sha256
-
-    def run_ms(self) -> list[NDArray[np.float64]]:
-        """Loads `run_ms` of every session; raises ArtifactError where samples and record do not belong together."""
-        return [_run_ms(self.results, record) for record in self.records]
+from edge_seg.benchmarks.stats_paired import LEAST_BLOCKS, PairedComparison, common_blocks, compare_turns
+from edge_seg.errors import InputError
 
 
 @dataclass(frozen=True)
@@ -56,6 +33,7 @@ class Pair:
         allowed: Fields that may differ.
         comparison: Ratio of candidate to baseline; None where it is refused.
         no_samples: Why there is no latency, or nothing to draw an interval from, or "".
+        apart: Why two files that took turns were not compared turn by turn, or "".
     """
 
     key: Mapping[str, str]
@@ -65,11 +43,12 @@ class Pair:
     allowed: tuple[str, ...]
     comparison: Comparison | None
     no_samples: str = ""
+    apart: str = ""
 
     @property
     def differing(self) -> list[str]:
         """Fields that differ and may not."""
-        return [field for field in self.differences if not _is_allowed(field, self.allowed)]
+        return [field for field in self.differences if not is_allowed(field, self.allowed)]
 
     @property
     def comparable(self) -> bool:
@@ -79,7 +58,8 @@ class Pair:
     @property
     def name(self) -> str:
         """The key in one line."""
-        return " ".join(filter(None, self.key.values()))
+        chosen = filter(None, (told_choice(side.chosen) for side in (self.candidate, self.baseline)))
+        return line([*self.key.values(), " against ".join(chosen)])
 
     def notes(self) -> list[str]:
         """Returns what to know before quoting the ratio."""
@@ -87,6 +67,9 @@ class Pair:
         found += [f"{field} differs and was allowed" for field in self.differences if field not in self.differing]
         for label, side in (("baseline", self.baseline), ("candidate", self.candidate)):
             found += [f"{label}: {doubt}" for doubt in doubts(side.records)]
+        if isinstance(self.comparison, PairedComparison):
+            found.append(_told_turns(self.comparison))
+        found += [self.apart] if self.apart else []
         if self.comparison is not None and self.comparison.between_pct is None:
             found.append("one session on each side: what differs from session to session is not in the interval")
         return found
@@ -99,8 +82,8 @@ class Pair:
             "comparable": told,
             "differing": self.differing,
             "differences": {f: {"baseline": a, "candidate": b} for f, (a, b) in self.differences.items()},
-            "baseline": {"sha256": self.baseline.sha256, "sessions": len(self.baseline.records)},
-            "candidate": {"sha256": self.candidate.sha256, "sessions": len(self.candidate.records)},
+            "baseline": _told_side(self.baseline),
+            "candidate": _told_side(self.candidate),
             "same_file": self.baseline.sha256 == self.candidate.sha256,
             "ratio": round(found.ratio.value, 5) if found else None,
             "ci95": [round(found.ratio.low, 5), round(found.ratio.high, 5)] if found else None,
@@ -109,6 +92,8 @@ class Pair:
             "alpha": ALPHA,
             "power": POWER,
             "verdict": found.verdict if found else None,
+            "paired": isinstance(found, PairedComparison),
+            "blocks": list(found.blocks) if isinstance(found, PairedComparison) else None,
             "notes": self.notes(),
         }
 
@@ -153,29 +138,41 @@ class Compared:
         return "\n".join(lines)
 
 
-def compare_files(baseline: Path, candidate: Path, *, allow: Collection[str] = ()) -> Compared:
-    """Compares two results files.
+def compare_files(
+    baseline: Path,
+    candidate: Path,
+    *,
+    allow: Collection[str] = (),
+    of: Mapping[str, str] | None = None,
+    against: Mapping[str, str] | None = None,
+) -> Compared:
+    """Compares two results files, or records of one with others of the same.
 
     Args:
         baseline: Results of `benchmark`, with their samples beside them.
-        candidate: The other results.
+        candidate: The other results, or the same file again.
         allow: Fields that may differ: one of those compared ("runtime.version"), a whole group ("device"), or one
             that records are matched by ("scheme"), which then is not matched by.
+        of: Values by field that choose the candidate's records (`choose`); these fields are not matched by.
+        against: The same for the baseline.
 
     Raises:
-        InputError: A missing or broken file, an unknown field to allow, nothing in common, or two files that match
-            the same record.
+        InputError: A missing or broken file, an unknown field to allow or to choose by, nothing in common, two files
+            that match the same record, or a record against itself.
     """
-    allowed = tuple(dict.fromkeys(allow))
-    records = [(path, load_records(path)) for path in (baseline, candidate)]
-    _check_allowed(allowed, [record for _, side in records for record in side])
-    keys = [field for field in KEY_FIELDS if not _is_allowed(field, allowed)]
-    first, second = (_sides(path, side, keys) for path, side in records)
+    chosen = (against or {}, of or {})
+    allowed = tuple(dict.fromkeys((*allow, *chosen[0], *chosen[1])))
+    loaded = [(path, load_records(path)) for path in (baseline, candidate)]
+    check_allowed(tuple(allow), [record for _, side in loaded for record in side])
+    keys = [field for field in KEY_FIELDS if not is_allowed(field, allowed)]
+    first, second = (
+        sides(path, choose(side, by, path), keys, by) for (path, side), by in zip(loaded, chosen, strict=True)
+    )
     pairs = [_pair(dict(zip(keys, k, strict=True)), first[k], second[k], allowed) for k in first if k in second]
     compared = Compared(
         tuple(pairs),
-        tuple(_line(k) for k in first if k not in second),
-        tuple(_line(k) for k in second if k not in first),
+        tuple(line(k) for k in first if k not in second),
+        tuple(line(k) for k in second if k not in first),
     )
     if not pairs:
         raise InputError(
@@ -213,108 +210,40 @@ def _told(values: Sequence[Any]) -> str:
     return " and ".join("unknown" if value is None else str(value) for value in values)
 
 
-def _sides(path: Path, records: Sequence[Record], keys: Sequence[str]) -> dict[tuple[str, ...], Side]:
-    groups: dict[tuple[str, ...], list[Record]] = {}
-    for record in records:
-        groups.setdefault(tuple(_key_value(record, key) for key in keys), []).append(record)
-    for key, group in groups.items():
-        if len({(record.sha256, record.model, record.scheme) for record in group}) > 1:
-            raise InputError(
-                f"{path} has several files that are called {_line(key)}.",
-                expected="one file per name",
-                got=", ".join(sorted({f"{r.model} {r.scheme} {str(r.sha256)[:8]}" for r in group})),
-                todo="measure them into results of their own, or allow fewer fields to differ",
-            )
-        if len({(*(_key_value(record, f) for f in KEY_FIELDS), record.session) for record in group}) < len(group):
-            raise InputError(
-                f"{path} has the same session of {_line(key)} twice.",
-                todo="compare results as `benchmark` wrote them",
-            )
-    return {key: Side(tuple(group), path) for key, group in groups.items()}
-
-
-def _key_value(record: Record, field: str) -> str:
-    if field == "device.id":  # several phones of one profile
-        return str(_mapping(record, "device").get("id") or "")
-    return str(getattr(record, field))
-
-
-def _line(key: Sequence[str]) -> str:
-    return " ".join(filter(None, key))
-
-
 def _pair(key: Mapping[str, str], baseline: Side, candidate: Side, allowed: tuple[str, ...]) -> Pair:
-    differences = _differences(baseline.records, candidate.records)
-    refused = [field for field in differences if not _is_allowed(field, allowed)]
-    without = [reason for record in (*baseline.records, *candidate.records) if (reason := _no_latency(record))]
-    told = None if refused or without else compare_medians(candidate.run_ms(), baseline.run_ms())
-    return Pair(key, baseline, candidate, differences, allowed, told, without[0] if without else "")
-
-
-def _differences(a: Sequence[Record], b: Sequence[Record]) -> dict[str, tuple[list[Any], list[Any]]]:
-    left, right = [_facts(record) for record in a], [_facts(record) for record in b]
-    fields = dict.fromkeys(field for facts in (*left, *right) for field in facts)
-    found = {field: (_values(left, field), _values(right, field)) for field in fields}
-    return {field: (x, y) for field, (x, y) in found.items() if not (len(x) == len(y) == 1 and x == y)}
-
-
-def _facts(record: Record) -> dict[str, Any]:
-    """Returns what must be alike by field; an absent fact is None, and unlike a known one."""
-    facts = {field: getattr(record, field) for field in _PLAIN}
-    for group in _OPEN:
-        facts.update({f"{group}.{key}": value for key, value in _mapping(record, group).items()})
-    facts.update({f"protocol.{key}": _mapping(record, "protocol").get(key) for key in _PROTOCOL})
-    facts.update({f"environment.{key}": _mapping(record, "environment").get(key) for key in _ENVIRONMENT})
-    return facts
-
-
-def _mapping(record: Record, name: str) -> Mapping[str, Any]:
-    value = getattr(record, name)
-    if not isinstance(value, Mapping):
-        raise ArtifactError(f"A record's {name} is not a table.", expected="a JSON object", got=type(value).__name__)
-    return value
-
-
-def _no_latency(record: Record) -> str:
-    """Returns why a record has no latency to compare, or ""."""
-    for name, what in (("samples_file", "no raw samples"), ("median_ms", "no latency")):
-        if getattr(record, name) is None:
-            return f"{what}: {record.unknown.get(name, 'not recorded')}"
-    return ""
-
-
-def _values(facts: Sequence[Mapping[str, Any]], field: str) -> list[Any]:
-    values: list[Any] = []
-    for fact in facts:
-        if fact.get(field) not in values:
-            values.append(fact.get(field))
-    return values
-
-
-def _is_allowed(field: str, allowed: Collection[str]) -> bool:
-    return field in allowed or field.partition(".")[0] in allowed
-
-
-def _check_allowed(allowed: Sequence[str], records: Sequence[Record]) -> None:
-    fields = {field for record in records for field in _facts(record)}
-    known = sorted({*KEY_FIELDS, *fields, *(field.partition(".")[0] for field in fields)})
-    for name in allowed:
-        if name not in known:
-            raise InputError("There is no such field to allow.", got=name, todo=nearest(name, known))
-
-
-def _run_ms(results: Path, record: Record) -> NDArray[np.float64]:
-    samples = Samples.load(samples_path(results, record)).run_ms.astype(np.float64)
-    middle = float(np.median(samples)) if samples.size else float("nan")
-    if samples.size != record.n or not abs(middle - _number(record.median_ms)) <= _MEDIAN_SLACK_MS + 1e-6 * middle:
-        raise ArtifactError(
-            f"{record.samples_file} does not belong to its record.",
-            expected=f"{record.n} samples with a median of {record.median_ms} ms",
-            got=f"{samples.size} samples with a median of {middle:.4f} ms",
-            todo="keep results and samples of one `benchmark` together",
+    if baseline.results.resolve() == candidate.results.resolve() and baseline.records == candidate.records:
+        raise InputError(
+            "A record is to be compared with itself.",
+            got=line(list(key.values())),
+            todo="name two results files, or choose other records by --of and --against",
         )
-    return samples
+    differing = differences(baseline.records, candidate.records)
+    refused = [field for field in differing if not is_allowed(field, allowed)]
+    without = [reason for record in (*baseline.records, *candidate.records) if (reason := no_latency(record))]
+    told, apart = (None, "") if refused or without else _compared(baseline, candidate)
+    return Pair(key, baseline, candidate, differing, allowed, told, without[0] if without else "", apart)
 
 
-def _number(value: Any) -> float:
-    return float(value) if isinstance(value, int | float) else float("nan")
+def _compared(baseline: Side, candidate: Side) -> tuple[Comparison, str]:
+    """Returns the comparison, turn by turn where they took turns, and why not where they did and it cannot be."""
+    turns = in_turns(candidate, baseline)
+    if turns is None:
+        return compare_medians(candidate.run_ms(), baseline.run_ms()), ""
+    above, below, block_runs = turns[0].run_ms(), turns[1].run_ms(), turns[2]
+    least = min(common_blocks(a.size, b.size, block_runs) for a, b in zip(above, below, strict=True))
+    if least < LEAST_BLOCKS:
+        apart = (
+            f"they took turns, but {least} common blocks of the {LEAST_BLOCKS} that are needed: compared as if apart"
+        )
+        return compare_medians(above, below), apart
+    return compare_turns(above, below, block_runs=block_runs), ""
+
+
+def _told_turns(found: PairedComparison) -> str:
+    left = f"; {found.left_out} without a counterpart are left out" if found.left_out else ""
+    return f"they took turns: the ratio is of {sum(found.blocks)} common blocks{left}"
+
+
+def _told_side(side: Side) -> dict[str, Any]:
+    chosen = {"chosen": dict(side.chosen)} if side.chosen else {}
+    return {"sha256": side.sha256, "sessions": len(side.records), **chosen}

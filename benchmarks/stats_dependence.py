@@ -15,6 +15,7 @@ from edge_seg.benchmarks.stats import Interval, as_samples, bootstrap_medians, m
 _LEAST_N = 16
 _LAGS_SHARE = 3
 _STUDENT = (1.96**2 + 1.0) / 2.0
+_LEAST_INEFFICIENCY = 0.7
 _RESAMPLES = 4000
 
 
@@ -56,19 +57,54 @@ def worth_n(samples: ArrayLike) -> float:
     return max(1.0, values.size / times / (1.0 + _STUDENT * (2.0 * lags + 1.0) / values.size))
 
 
+def worth_of(scores: ArrayLike) -> float:
+    """Returns as how many independent values these count, where an estimate is in effect a mean of `scores`.
+
+    As `worth_n`, for scores that the caller gives (ranks, for the Hodges-Lehmann estimate). A sum of autocorrelations
+    that ends where they stop being positive is too large on average where neighbours are independent; so it is only
+    formed where the first one is positive, and else the values are taken for an AR(1) process that alternates, whose
+    inefficiency is below 1, down to 0.7.
+
+    Args:
+        scores: One per value, in the order the values were taken. Fewer than 16 say nothing about order.
+
+    Source:
+        As `inefficiency`; bias of the first autocorrelation: Marriott and Pope, Bias in the estimation of
+        autocorrelations, 1954.
+    """
+    values = as_samples(scores)
+    n = values.size
+    if n < _LEAST_N or float(np.ptp(values)) == 0.0:
+        return float(n)
+    centred = values - values.mean()
+    first = float(np.mean(centred[1:] * centred[:-1]) / np.mean(centred**2))
+    first += (1.0 + 3.0 * first) / n
+    if first < 0.0:
+        return n / max(_LEAST_INEFFICIENCY, (1.0 + first) / (1.0 - first))
+    times, lags = _summed(values)
+    times = min(max(_LEAST_INEFFICIENCY, times), n / 2.0)
+    return max(1.0, n / times / (1.0 + _STUDENT * 2.0 * lags / n))
+
+
 def _inefficiency(values: NDArray[np.float64]) -> tuple[float, int]:
-    """Returns the inefficiency, and the number of lags beyond the first pair it was summed over."""
-    side, n = np.sign(values - np.median(values)), values.size
-    if n < _LEAST_N or not side.any():
+    """Returns the inefficiency of the median, and the number of lags beyond the first pair it was summed over."""
+    times, lags = _summed(np.sign(values - np.median(values)))
+    return float(min(max(1.0, times), max(1.0, values.size / 2.0))), lags
+
+
+def _summed(scores: NDArray[np.float64]) -> tuple[float, int]:
+    """Returns 1 plus twice the sum of autocorrelations, uncut, and the number of lags beyond the first pair."""
+    n = scores.size
+    if n < _LEAST_N or float(np.ptp(scores)) == 0.0:
         return 1.0, 0
     lags = n // _LAGS_SHARE
-    correlations = _autocorrelations(side, lags - lags % 2)
+    correlations = _autocorrelations(scores, lags - lags % 2)
     pairs = correlations[0::2] + correlations[1::2]
     ends = np.flatnonzero(pairs <= 0)
     used = np.minimum.accumulate(pairs[: ends[0]] if ends.size else pairs)
     raw = 2.0 * float(used.sum()) - 1.0
     hidden = min(0.75, (4.0 * used.size - 1.0) / n)
-    return float(min(max(1.0, raw / (1.0 - hidden)), n / 2.0)), 2 * (used.size - 1)
+    return raw / (1.0 - hidden), max(0, 2 * (used.size - 1))
 
 
 def _autocorrelations(values: NDArray[np.float64], lags: int) -> NDArray[np.float64]:

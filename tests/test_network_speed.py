@@ -43,13 +43,22 @@ def test_ratios_compare_like_with_like():
         {"network": "a", "scheme": "w8a8", "gmacs_per_s": 100.0},
         {"network": "foreign", "scheme": "as given", "gmacs_per_s": None},
     ]
-    times = [[10.0] * 9, [40.0] * 9, [10.0] * 9, [5.0] * 9, [7.0] * 9]
-    done = _with_ratios(rows, [series(i, t) for i, t in enumerate(times)])
+    times = [[10.0] * 16, [40.0] * 16, [10.0] * 16, [5.0] * 16, [7.0] * 16]
+    done = _with_ratios(rows, [series(i, t) for i, t in enumerate(times)], 2)
     assert done[2]["of_published"] == [0.25, 0.25, 0.25]
     assert done[3]["of_published"] is None  # there is no int8 file of the published form in this run
     assert done[3]["of_own_fp32"] == [0.5, 0.5, 0.5]
     assert done[2]["share_of_3x3"] == 0.8
     assert done[4]["of_published"] is done[4]["share_of_3x3"] is None
+
+
+def test_a_ratio_is_taken_turn_by_turn_and_needs_eight_of_them():
+    rows = [{"network": "a", "scheme": scheme, "gmacs_per_s": None} for scheme in ("fp32", "w8a8")]
+    host = np.exp(np.random.default_rng(0).normal(size=10)).repeat(4)  # the machine slows both down, by a lot
+    done = _with_ratios(rows, [series(0, list(20 * host)), series(1, list(8 * host))], 4)
+    assert done[1]["of_own_fp32"] == [0.4, 0.4, 0.4]
+    few = _with_ratios(rows, [series(0, list(20 * host)), series(1, list(8 * host[:31]))], 4)
+    assert few[1]["of_own_fp32"] is None
 
 
 @pytest.mark.slow
@@ -59,6 +68,7 @@ def test_a_short_run_writes_a_row_per_file_and_prints_the_table(tmp_path, monkey
     assert result.exit_code == 0, result.output
     document = json.loads((tmp_path / "networks.json").read_text())
     assert [r["scheme"] for r in document["rows"]] == ["fp32", "w8a8"]
+    assert "paired" in document["ratios"]["method"]
     for row in document["rows"]:
         assert row["xnnpack_partitions"] == 1
         assert 0 < row["ci95_median_ms"][0] <= row["median_ms"] <= row["ci95_median_ms"][1]

@@ -1,8 +1,9 @@
 """Speed of the networks in one interleaved run on one core: the first part of `make bench`.
 
 Weights are random: they do not change the time of a convolution. Each network is exported, converted to float32 and
-int8 and measured in turns (A-B-B-A), so that a machine that slows down slows all of them. The yardstick is a plain
-3x3 convolution of 256 channels on 64x64, the most work per second that this machine's kernels do.
+int8 and measured in turns (A-B-B-A), so that a machine that slows down slows all of them, and ratios are taken turn by
+turn. The yardstick is a plain 3x3 convolution of 256 channels on 64x64, the most work per second that this machine's
+kernels do.
 """
 
 from __future__ import annotations
@@ -23,9 +24,10 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from edge_seg.artifact import write_json
-from edge_seg.benchmarks import machine, stats
+from edge_seg.benchmarks import machine
 from edge_seg.benchmarks.harness import Plan, Series, measure
 from edge_seg.benchmarks.runner import Opened, StageTimes
+from edge_seg.benchmarks.stats_paired import LEAST_BLOCKS, common_blocks, compare_turns
 from edge_seg.contract import ClassInfo
 from edge_seg.converters.interpreter import PlainRunner, TfliteRunner
 from edge_seg.errors import EdgeSegError, InputError
@@ -37,6 +39,10 @@ YARDSTICK = "plain 3x3 convolutions"
 PUBLISHED = "maskconver_mh_256, 7x7 as published"
 _THINGS = 80  # classes of COCO that are things
 _CALIBRATION_PICTURES = 8
+_BLOCK_RUNS = 4
+_RATIOS = (
+    "Hodges-Lehmann estimate and 95 % interval of the ratios of neighbouring blocks (paired: benchmarks.stats_paired)"
+)
 
 
 class PlainConvolutions(Network):
@@ -189,7 +195,8 @@ def run(
         "device": machine.host_device(),
         "environment": watch(),
         "threads": 1,
-        "rows": _with_ratios(rows, series),
+        "ratios": {"method": _RATIOS, "block_runs": plan.block_runs, "least_blocks": LEAST_BLOCKS},
+        "rows": _with_ratios(rows, series, plan.block_runs),
     }
     write_json(out / "networks.json", document)
     return document
@@ -211,26 +218,29 @@ def _row(executor: _Timed, series: Series) -> dict[str, Any]:
     }
 
 
-def _with_ratios(rows: list[dict[str, Any]], series: Sequence[Series]) -> list[dict[str, Any]]:
+def _with_ratios(rows: list[dict[str, Any]], series: Sequence[Series], block_runs: int) -> list[dict[str, Any]]:
     """Adds the ratio to the published form and to the own float file, with intervals, and the share of the peak."""
     place = {(row["network"], row["scheme"]): number for number, row in enumerate(rows)}
     for number, row in enumerate(rows):
         scheme = row["scheme"]
         published = None if row["network"] == YARDSTICK else place.get((PUBLISHED, scheme))
-        row["of_published"] = _ratio(series, number, published)
-        row["of_own_fp32"] = _ratio(series, number, place.get((row["network"], "fp32")))
+        row["of_published"] = _ratio(series, number, published, block_runs)
+        row["of_own_fp32"] = _ratio(series, number, place.get((row["network"], "fp32")), block_runs)
         peak = rows[place[YARDSTICK, scheme]]["gmacs_per_s"] if (YARDSTICK, scheme) in place else None
         row["share_of_3x3"] = round(row["gmacs_per_s"] / peak, 3) if peak and row["gmacs_per_s"] else None
     return rows
 
 
-def _ratio(series: Sequence[Series], number: int, base: int | None) -> list[float] | None:
-    """Low end, value and high end of the 95 % interval of a ratio of medians."""
+def _ratio(series: Sequence[Series], number: int, base: int | None, block_runs: int) -> list[float] | None:
+    """Low end, value and high end of the 95 % interval of a ratio; None without a base or with too few common turns."""
     if base is None:
         return None
     if base == number:
         return [1.0, 1.0, 1.0]
-    found = stats.median_ratio(series[number].samples.run_ms, series[base].samples.run_ms)
+    above, below = series[number].samples.run_ms, series[base].samples.run_ms
+    if common_blocks(above.size, below.size, block_runs) < LEAST_BLOCKS:
+        return None
+    found = compare_turns([above], [below], block_runs=block_runs).ratio
     return [round(found.low, 3), round(found.value, 3), round(found.high, 3)]
 
 
@@ -270,7 +280,7 @@ def _peer(given: str) -> tuple[str, Path]:
 def main(out: Path, only: tuple[str, ...], peer: tuple[str, ...], max_time_s: float) -> None:
     """Prints the table and writes OUT/networks.json."""
     try:
-        plan = Plan(min_runs=32, min_time_s=1.0, max_time_s=max_time_s, target_ci_pct=2.0, block_runs=4)
+        plan = Plan(min_runs=32, min_time_s=1.0, max_time_s=max_time_s, target_ci_pct=2.0, block_runs=_BLOCK_RUNS)
         command = shlex.join(["python", "-m", "edge_seg.studies.network_speed", *sys.argv[1:]])
         document = run(out, only, dict(map(_peer, peer)), plan, command=command)
     except EdgeSegError as error:
