@@ -19,8 +19,9 @@ from edge_seg.artifact import sha256_of
 from edge_seg.contract import Contract, Quantization
 from edge_seg.converters.flatbuffer import Graph
 from edge_seg.converters.interpreter import TfliteRunner
+from edge_seg.converters.output_parity import Tolerance
 from edge_seg.converters.second_interpreter import SecondInterpreter
-from edge_seg.converters.verify import TOLERANCES, Tolerance, plain_document
+from edge_seg.converters.verify import TOLERANCES, plain_document
 from edge_seg.errors import ArtifactError, InputError
 
 SEEDED_PICTURES = 4

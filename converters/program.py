@@ -62,25 +62,31 @@ def _no_pickle() -> Iterator[None]:
             os.environ[name] = before
 
 
-def program_runner(path: Path, contract: Contract) -> Callable[[NDArray[np.uint8]], dict[str, NDArray[np.float32]]]:
+def program_runner(
+    path: Path, contract: Contract, *, double: bool = False
+) -> Callable[[NDArray[np.uint8]], dict[str, NDArray[Any]]]:
     """Returns a function that runs the exported program in PyTorch.
 
     Args:
         path: `model.pt2`.
         contract: Names of its outputs, in order.
+        double: Whether to compute in float64, for how far float32 itself is off; not for programs with grids.
 
     Returns:
-        From a picture, uint8 [H, W, 3], to float32 [1, h, w, c] by output name. Raises as `load_program`.
+        From a picture, uint8 [H, W, 3], to float32 or float64 [1, h, w, c] by output name. Raises as `load_program`.
     """
     with quiet_tools("torch.export"):
         module = load_program(path).module()
+    if double:
+        module = module.double()
 
-    def run(input_hwc_u8: NDArray[np.uint8]) -> dict[str, NDArray[np.float32]]:
+    def run(input_hwc_u8: NDArray[np.uint8]) -> dict[str, NDArray[Any]]:
         import torch
 
         check_picture(input_hwc_u8, contract)
+        pixels = input_hwc_u8[None].astype(np.float64 if double else np.float32)
         with torch.inference_mode():
-            raw = module(torch.from_numpy(input_hwc_u8[None].astype(np.float32)))
+            raw = module(torch.from_numpy(pixels))
         return {o.name: t.numpy() for o, t in zip(contract.outputs, raw, strict=True)}
 
     return run

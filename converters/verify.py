@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Union
@@ -13,13 +13,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edge_seg.artifact import sha256_of
-from edge_seg.contract import Contract, OutputTensor
+from edge_seg.contract import Contract
 from edge_seg.converters.emulated import EmulatedRunner
 from edge_seg.converters.exported import Exported, Reference, open_exported, read_reference
 from edge_seg.converters.integers.checks import IntegerChecks, MirrorParity
 from edge_seg.converters.integers.trained_numbers import TrainedNumbers
 from edge_seg.converters.interpreter import Kernels, TfliteRunner
 from edge_seg.converters.machines import MachineChecks, MachineParity, is_integer
+from edge_seg.converters.output_parity import OutputParity, OutputTally, Tolerance
 from edge_seg.converters.program import program_runner
 from edge_seg.errors import ArtifactError
 
@@ -29,21 +30,7 @@ if TYPE_CHECKING:
 Engine = Kernels | Literal["gpu", "aarch64"]
 Runner = Union[TfliteRunner, EmulatedRunner, "GpuRunner"]
 Arrays = Mapping[str, NDArray[Any]]
-
-
-@dataclass(frozen=True)
-class Tolerance:
-    """What a scheme may lose against PyTorch; None means that this figure decides nothing.
-
-    Attributes:
-        max_of_range: Largest absolute error as a share of the output's range.
-        min_snr_db: Smallest signal-to-noise ratio.
-        floor_factor: Where PyTorch's own float32 is far from float64, the error may be this many times as large.
-    """
-
-    max_of_range: float | None
-    min_snr_db: float | None
-    floor_factor: float = 0.0
+Verdict = Literal["passed", "accumulated", "failed"]
 
 
 # fp32 differs by the order of sums only: TFLite's kernels add products one after the other, PyTorch's in blocks, so
@@ -66,6 +53,10 @@ TOLERANCES: Mapping[str, Tolerance] = {
 HALF_ARITHMETIC = Tolerance(None, 12.0)
 
 
+_WORDS: Mapping[Verdict, str] = {"passed": "passed", "accumulated": "passed, BUT FAR", "failed": "FAILED"}
+_ACCUMULATED = "their rounding adds up. `evaluate` tells what that costs"
+
+
 def plain_document(report: Any) -> dict[str, Any]:
     """Returns a report (a dataclass with `outputs`) as plain JSON types; infinite ratios become null."""
     document = asdict(report)
@@ -74,39 +65,6 @@ def plain_document(report: Any) -> dict[str, Any]:
         for o in document["outputs"]
     ]
     return document
-
-
-@dataclass(frozen=True)
-class OutputParity:
-    """How one output compares with PyTorch, over all pictures.
-
-    Attributes:
-        name: Output name of the contract.
-        max_abs: Largest absolute difference.
-        output_range: Largest minus smallest reference value.
-        max_of_range: `max_abs / output_range`.
-        torch_float32_of_range: The same for PyTorch's float32 against its float64, on the reference pictures.
-        snr_db: Signal-to-noise ratio; infinite where nothing differs.
-        cosine: Cosine of the angle between the two, as vectors.
-        exact: Share of integers equal to the reference on the file's own grid; None for float outputs.
-        within_1_lsb: Share of integers at most one step away; None for float outputs.
-        max_lsb: Largest difference in steps; None for float outputs.
-        displaced: Whether the output fits better when it is moved by one cell.
-        passed: Whether the scheme's tolerance holds and nothing is displaced.
-    """
-
-    name: str
-    max_abs: float
-    output_range: float
-    max_of_range: float
-    torch_float32_of_range: float
-    snr_db: float
-    cosine: float
-    exact: float | None
-    within_1_lsb: float | None
-    max_lsb: int | None
-    displaced: bool
-    passed: bool
 
 
 @dataclass(frozen=True)
@@ -131,6 +89,8 @@ class VerifyReport:
         trained_numbers: Grids, weights and biases against the program; None unless trained quantisation-aware.
         integer_mirror: Outputs against the integer mirror; None for schemes without int8 activations.
         machines: Integers on aarch64 against this machine's; None elsewhere, and for float outputs.
+        layers_right_n: Number of layers, each right by itself, where outputs are outside the tolerance because
+            rounding adds up (`layers.explained`); None elsewhere.
     """
 
     passed: bool
@@ -147,10 +107,16 @@ class VerifyReport:
     trained_numbers: TrainedNumbers | None = None
     integer_mirror: MirrorParity | None = None
     machines: MachineParity | None = None
+    layers_right_n: int | None = None
+
+    @property
+    def verdict(self) -> Verdict:
+        """What `passed` rests on: the outputs, or every layer by itself."""
+        return "failed" if not self.passed else "passed" if self.layers_right_n is None else "accumulated"
 
     def to_json(self) -> dict[str, Any]:
         """Returns the report as plain JSON types; infinite ratios become null."""
-        return plain_document(self)
+        return {"verdict": self.verdict, **plain_document(self)}
 
     def _device(self) -> str:
         if "machine" in self.runtime:
@@ -162,14 +128,15 @@ class VerifyReport:
     def text(self) -> str:
         """Returns the report for people, one output a line."""
         pictures = self.reference_images + self.given_images
-        verdict = "passed" if self.passed else "FAILED"
-        lines = [f"{verdict}: {self.scheme}, {pictures} pictures, {self.kernels}{self._device()}"]
+        lines = [f"{_WORDS[self.verdict]}: {self.scheme}, {pictures} pictures, {self.kernels}{self._device()}"]
         for o in self.outputs:
             steps = f", {o.within_1_lsb:.2%} within 1 step" if o.within_1_lsb is not None else ""
             floor = f" (PyTorch float32 itself {o.torch_float32_of_range:.1e})" if self.scheme == "fp32" else ""
             figures = f"max {o.max_of_range:.1e} of range{floor}, {o.snr_db:.1f} dB, cosine {o.cosine:.6f}{steps}"
             figures += ", FITS BETTER WHEN MOVED BY ONE CELL" if o.displaced else ""
-            lines.append(f"  {'ok  ' if o.passed else 'FAIL'} {o.name}: {figures}")
+            lines.append(f"  {'ok  ' if o.passed else 'FAR ' if self.passed else 'FAIL'} {o.name}: {figures}")
+        if self.layers_right_n is not None:
+            lines.append(f"  ok   layers: all {self.layers_right_n} are right by themselves; {_ACCUMULATED}")
         parts = (self.trained_numbers, self.integer_mirror, self.machines)
         return "\n".join(lines + [part.text() for part in parts if part])
 
@@ -238,10 +205,14 @@ def _compare(runner: Runner, exported: Exported, images: Sequence[NDArray[np.uin
     reference = read_reference(exported)
     integers = IntegerChecks(runner.graph, runner.contract, exported, kernels)
     machines = MachineChecks(runner) if isinstance(runner, EmulatedRunner) and is_integer(runner.contract) else None
-    tallies = {o.name: _Tally(o, reference.float32_error_of_range[o.name]) for o in runner.contract.outputs}
+    tallies = {o.name: OutputTally(o, reference.float32_error_of_range[o.name]) for o in runner.contract.outputs}
+    exact = _float64(exported, runner.contract, images)
     counts = [0, 0]
     for place, picture, wanted in _pairs(exported, reference, images):
         counts[place] += 1
+        if place and exact:
+            for name, real in exact(picture).items():
+                tallies[name].add_float32(wanted[name], real)
         found = runner(picture)
         raw = runner.raw_outputs()
         for name, tally in tallies.items():
@@ -304,81 +275,10 @@ def _pairs(
             yield 1, picture, run(picture)
 
 
-_MOVES = ((0, 1), (0, -1), (1, 0), (-1, 0))  # rows, columns
-
-
-class _Tally:
-    """Sums up one output over pictures, in float64."""
-
-    def __init__(self, output: OutputTensor, floor: float) -> None:
-        self.output, self.floor = output, floor
-        self.max_abs = self.noise = self.signal = self.product = self.power = 0.0
-        self.low, self.high = math.inf, -math.inf
-        self.count = self.exact = self.near = self.max_lsb = 0
-        self.moved_noise = np.zeros(len(_MOVES))
-
-    def add(self, wanted: NDArray[Any], found: NDArray[Any], raw: NDArray[Any]) -> None:
-        a, b = wanted.astype(np.float64), found.astype(np.float64)
-        error = np.abs(a - b)
-        # max() of Python drops NaN; a NaN anywhere must end in a failed check
-        self.max_abs = float(np.maximum(self.max_abs, np.max(error)))
-        self.low, self.high = min(self.low, float(a.min())), max(self.high, float(a.max()))
-        self.noise += float((error**2).sum())
-        self.moved_noise += [float(((a - np.roll(b, move, axis=(1, 2))) ** 2).sum()) for move in _MOVES]
-        self.signal += float((a**2).sum())
-        self.power += float((b**2).sum())
-        self.product += float((a * b).sum())
-        self.count += a.size
-        if self.output.quantization is not None:
-            self._add_steps(a, raw)
-
-    def _add_steps(self, wanted: NDArray[np.float64], raw: NDArray[Any]) -> None:
-        grid = self.output.quantization
-        limits = np.iinfo(raw.dtype)
-        steps = np.rint(wanted / grid.scale) + grid.zero_point if grid else wanted
-        distance = np.abs(np.clip(steps, limits.min, limits.max) - raw.astype(np.float64))
-        distance = np.nan_to_num(distance, nan=float(limits.max) - limits.min)
-        self.exact += int((distance == 0).sum())
-        self.near += int((distance <= 1).sum())
-        self.max_lsb = max(self.max_lsb, int(distance.max()))
-
-    def result(self, tolerance: Tolerance) -> OutputParity:
-        output_range = self.high - self.low
-        of_range = _ratio(self.max_abs, output_range)
-        snr_db = _decibel(self.signal, self.noise)
-        whole = self.output.quantization is not None
-        displaced = bool(self.moved_noise.min() < self.noise)
-        return OutputParity(
-            name=self.output.name,
-            max_abs=self.max_abs,
-            output_range=output_range,
-            max_of_range=of_range,
-            torch_float32_of_range=self.floor,
-            snr_db=snr_db,
-            cosine=_ratio(self.product, math.sqrt(self.signal * self.power)) if self.noise else 1.0,
-            exact=self.exact / self.count if whole else None,
-            within_1_lsb=self.near / self.count if whole else None,
-            max_lsb=self.max_lsb if whole else None,
-            displaced=displaced,
-            passed=_holds(tolerance, of_range, snr_db, self.floor) and not displaced,
-        )
-
-
-def _holds(tolerance: Tolerance, of_range: float, snr_db: float, floor: float) -> bool:
-    """Whether the figures are within the tolerance; NaN never is."""
-    limit = tolerance.max_of_range
-    near = limit is None or of_range <= max(limit, tolerance.floor_factor * floor)
-    clean = tolerance.min_snr_db is None or snr_db >= tolerance.min_snr_db
-    return near and clean and not math.isnan(of_range)
-
-
-def _ratio(part: float, whole: float) -> float:
-    if part == 0.0:
-        return 0.0
-    return part / whole if whole else math.inf
-
-
-def _decibel(signal: float, noise: float) -> float:
-    if noise == 0.0:
-        return math.inf
-    return 10.0 * math.log10(signal / noise) if signal > 0.0 and noise > 0.0 else -math.inf
+def _float64(
+    exported: Exported, contract: Contract, images: Sequence[NDArray[np.uint8]]
+) -> Callable[[NDArray[np.uint8]], Arrays] | None:
+    """Returns the program in float64 where a float file is held to PyTorch's own rounding on given pictures."""
+    if not len(images) or not TOLERANCES[contract.model.scheme].floor_factor:
+        return None
+    return program_runner(exported.program, exported.contract, double=True)

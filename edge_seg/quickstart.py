@@ -169,12 +169,12 @@ def _convert(chain: _Chain) -> None:
 
 
 def _verify(chain: _Chain) -> None:
-    from edge_seg.converters.verify import verify
+    from edge_seg.converters.layers.explained import verify_explained
 
     contract = Contract.load(chain.exported / "contract.json")
     images = letterboxed(contract, pictures(chain.data, 4, "val"))
     for scheme, file in chain.files().items():
-        write_json(chain.out / "verify" / f"{scheme}.json", verify(file, chain.exported, images=images).to_json())
+        write_json(chain.out / "verify" / f"{scheme}.json", verify_explained(file, chain.exported, images).to_json())
 
 
 def _check(chain: _Chain) -> None:

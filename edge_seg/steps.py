@@ -123,6 +123,7 @@ def verify_file(
     *,
     kernels: Literal["xnnpack", "reference", "gpu", "aarch64"] = "xnnpack",
     precision: Literal["fp32", "fp16"] = "fp32",
+    layers: LayersReport | None = None,
 ) -> VerifyReport:
     """Compares a converted file with the exported folder it came from.
 
@@ -132,11 +133,18 @@ def verify_file(
         images: Pictures to compare on besides the seeded reference inputs.
         kernels: What runs the file; "gpu" is LiteRT's GPU accelerator, "aarch64" XNNPACK on an emulated processor.
         precision: Arithmetic of the GPU accelerator.
+        layers: Every layer of the file, where they have been compared already.
+
+    Returns:
+        Figures per output; with XNNPACK, where an output is far, the verdict of every layer.
     """
+    from edge_seg.converters.layers.explained import verify_explained
     from edge_seg.converters.verify import verify
 
     contract = Contract.load(against / "contract.json")
     photos = letterboxed(contract, [read_image(p) for p in images])
+    if kernels == "xnnpack":
+        return verify_explained(file, against, photos, layers=layers)
     return verify(file, against, images=photos or None, kernels=kernels, precision=precision)
 
 

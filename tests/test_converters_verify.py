@@ -16,7 +16,8 @@ from edge_seg.contract import OutputTensor, Quantization
 from edge_seg.converters import metadata
 from edge_seg.converters.exported import open_exported, read_reference
 from edge_seg.converters.interpreter import TfliteRunner
-from edge_seg.converters.verify import TOLERANCES, _Tally, verify
+from edge_seg.converters.output_parity import OutputTally
+from edge_seg.converters.verify import TOLERANCES, verify
 from edge_seg.errors import ArtifactError, InputError
 
 
@@ -154,7 +155,7 @@ def test_a_given_picture_of_another_size_is_refused():
 
 def test_steps_of_the_grid_are_counted_as_by_hand():
     output = OutputTensor("o", "o", (1, 1, 1, 4), 1, quantization=Quantization(0.5, 10))
-    tally = _Tally(output, 0.0)
+    tally = OutputTally(output, 0.0)
     # on the grid: 0 -> 10, 1 -> 12, 0.74 -> 11 (1.48 rounds to 1), 1000 -> clipped to 127
     wanted = np.array([[[[0.0, 1.0, 0.74, 1000.0]]]])
     raw = np.array([[[[10, 13, 14, 127]]]], np.int8)
@@ -164,7 +165,7 @@ def test_steps_of_the_grid_are_counted_as_by_hand():
 
 
 def test_an_identical_output_has_infinite_ratio_and_passes():
-    tally = _Tally(OutputTensor("o", "o", (1, 1, 1, 2), 1), 0.0)
+    tally = OutputTally(OutputTensor("o", "o", (1, 1, 1, 2), 1), 0.0)
     same = np.array([[[[1.0, -2.0]]]])
     tally.add(same, same, same)
     result = tally.result(TOLERANCES["fp32"])
@@ -175,7 +176,7 @@ def test_an_identical_output_has_infinite_ratio_and_passes():
 @pytest.mark.parametrize(("floor", "passed"), [(0.0, False), (1e-6, False), (1e-5, True)])
 def test_a_float_file_may_be_eight_times_as_far_as_float32_is_from_float64(floor, passed):
     """4e-5 of the range: beyond 1e-5, but within eight times a floor of 1e-5 only."""
-    tally = _Tally(OutputTensor("o", "o", (1, 1, 1, 2), 1), floor)
+    tally = OutputTally(OutputTensor("o", "o", (1, 1, 1, 2), 1), floor)
     wanted = np.array([[[[0.0, 1.0]]]])
     tally.add(wanted, wanted + np.array([0.0, 4e-5]), wanted)
     result = tally.result(TOLERANCES["fp32"])

@@ -82,6 +82,7 @@ class LayersReport:
 
     Attributes:
         passed: Whether no layer diverges.
+        complete: Whether every operator was judged, constants and arithmetic: a pass then proves the file.
         file: The converted file.
         sha256: Its hash.
         scheme: Its scheme.
@@ -97,6 +98,7 @@ class LayersReport:
     """
 
     passed: bool
+    complete: bool
     file: str
     sha256: str
     scheme: str

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from edge_seg.artifact import sha256_of
 from edge_seg.converters.exported import Exported, open_exported, read_reference
+from edge_seg.converters.graph import OpInfo
 from edge_seg.converters.interpreter import runtime_version
 from edge_seg.converters.layers.checks import JUMP_DB, KINDS, Finding, Kind, LayerChecks
 from edge_seg.converters.layers.figures import MapFigures, MapTally, StepFigures, StepTally
@@ -188,6 +189,7 @@ class _Comparison:
         first = next((_divergence(row) for row in layers if row.findings), None)
         return LayersReport(
             passed=first is None,
+            complete=pictures > 0 and not self.checks.rewritten and not self._unmatched(),
             file=str(self.file),
             sha256=sha256_of(self.file),
             scheme=self.scheme,
@@ -252,10 +254,19 @@ class _Comparison:
             return []
         return [Finding(layer.op.index, "jump", f"{here:.1f} dB after at least {min(known):.1f} dB in what it reads")]
 
+    def _unmatched(self) -> list[OpInfo]:
+        """Returns the operators that compute something and have no counterpart in the program.
+
+        A padding that a convolution of the program holds is judged with that convolution.
+        """
+        read = {t for layer in self.layers for t in layer.op.inputs}
+        padding = {op.index for op in self.graph.ops if op.name == "PAD" and set(op.outputs) <= read}
+        others = [op for op in self.graph.ops if op.index not in self.tallies and op.index not in padding]
+        return [op for op in others if not is_unpacking(self.graph, op)]
+
     def _remarks(self, layers: Sequence[LayerRow]) -> list[str]:
         remarks = []
-        alone = [op for op in self.graph.ops if not is_unpacking(self.graph, op)]
-        missing = [op for op in alone if op.index not in self.tallies]
+        missing = self._unmatched()
         if missing:
             names = ", ".join(f"{op.name} {op.index}" for op in missing[:4])
             remarks.append(f"{len(missing)} operators have no counterpart in the program: {names}")

@@ -86,11 +86,11 @@ def _check(against: Path, options: Mapping[str, Any]) -> None:
         raise InputError("Only a .tflite runs in a second interpreter.", expected="--against FILE", got=str(against))
 
 
-def _outputs(file: Path, against: Path, options: Mapping[str, Any]) -> Answer:
+def _outputs(file: Path, against: Path, options: Mapping[str, Any], layers: LayersReport | None = None) -> Answer:
     from edge_seg.steps import verify_file
 
     settings = {k: options[k] for k in ("kernels", "precision")}
-    report = verify_file(file, against, options["images"], **settings)
+    report = verify_file(file, against, options["images"], layers=layers, **settings)
     failed = CheckFailed(f"{file.name} differs from PyTorch by more than its scheme allows.")
     return report.to_json(), report.text(), None if report.passed else failed
 
@@ -102,7 +102,7 @@ def _with_layers(file: Path, against: Path, options: Mapping[str, Any]) -> Answe
     found = layers.to_json()
     written = _written(layers, found, options["html"])
     try:
-        outputs, text, failed = _outputs(file, against, options)
+        outputs, text, failed = _outputs(file, against, options, layers)
     except InputError as error:
         if layers.first_divergence is None:
             raise
