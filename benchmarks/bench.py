@@ -282,7 +282,8 @@ def _with_max_time(profile: Profile, max_time_s: float | None) -> Profile:
 def load_accuracy(paths: Sequence[Path]) -> dict[str, dict[str, Any]]:
     """Reads evaluation documents and returns `{file sha256: {metric, value, fp32_value, data_sha256}}`.
 
-    `fp32_value` is the value of the document named "fp32" among them, or None; an unknown data hash is None.
+    `fp32_value` is the value of the fp32 file of the same network on the same data among them, or None; an unknown data
+    hash is None.
 
     Args:
         paths: JSON documents of `evaluate`; those without `file_sha256` are of no file and are left out.
@@ -292,18 +293,23 @@ def load_accuracy(paths: Sequence[Path]) -> dict[str, dict[str, Any]]:
     """
     documents = [(path, read_json(path, "evaluation document")) for path in paths]
     values = {path: _metric(path, document) for path, document in documents}
-    fp32 = next((values[path] for path, d in documents if "fp32" in (d.get("name"), d.get("scheme"))), None)
-    found = {}
-    for path, document in documents:
-        if document.get("file_sha256"):
-            metric, value = values[path]
-            found[str(document["file_sha256"])] = {
-                "metric": metric,
-                "value": value,
-                "fp32_value": fp32[1] if fp32 is not None and fp32[0] == metric else None,
-                "data_sha256": document.get("data_sha256"),
-            }
-    return found
+    fp32 = {_subject(d, values[p][0]): values[p][1] for p, d in documents if "fp32" in (d.get("name"), d.get("scheme"))}
+    return {
+        str(document["file_sha256"]): {
+            "metric": values[path][0],
+            "value": values[path][1],
+            "fp32_value": fp32.get(_subject(document, values[path][0])),
+            "data_sha256": document.get("data_sha256"),
+        }
+        for path, document in documents
+        if document.get("file_sha256")
+    }
+
+
+def _subject(document: Mapping[str, Any], metric: str) -> tuple[str, str, str]:
+    """What documents of a file and of its fp32 file have in common: metric, data and network."""
+    network = str(document.get("model", "")).removesuffix(".tflite").removesuffix(f"_{document.get('scheme')}")
+    return metric, str(document.get("data_sha256")), network
 
 
 def _metric(path: Path, document: Any) -> tuple[str, float]:

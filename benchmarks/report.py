@@ -8,19 +8,21 @@ from __future__ import annotations
 import base64
 import io
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from edge_seg.artifact import read_json, write_bytes
 from edge_seg.benchmarks.report_metric import METRICS, Metric, metric_of
+from edge_seg.benchmarks.report_names import file_labels
 from edge_seg.benchmarks.report_plots import variant_key
-from edge_seg.benchmarks.result import Record, Samples, load_records, samples_path
-from edge_seg.errors import EdgeSegError, InputError
+from edge_seg.benchmarks.report_records import MAX_JSON_BYTES, Measured, read_measured
+from edge_seg.benchmarks.result import Record, Samples
+from edge_seg.errors import InputError
 
 Document = Mapping[str, Any]
-MAX_JSON_BYTES = 64 << 20
 _MAX_PICTURE_BYTES = 32 << 20
 _MAX_PICTURE_PIXELS = 64_000_000
 _MAX_PICTURE_SIDE_PX = 512
@@ -42,10 +44,11 @@ class Picture:
 
 @dataclass(frozen=True)
 class ReportInput:
-    """What a run folder holds; an empty part was not run.
+    """What a run folder or a few results files hold; an empty part was not run.
 
     Attributes:
-        folder: Name of the folder.
+        folder: Name of the folder, or of the results files.
+        of_results: Whether it is of results files: a page of a benchmark, not of a whole run.
         quickstart: `quickstart.json`: title, command, data, model, created_utc, device, notes.
         training: Lines of `train/metrics.jsonl` with a loss.
         progress: Lines of `train/metrics.jsonl` with a PQ or an AP.
@@ -54,13 +57,16 @@ class ReportInput:
         conversions: `convert/*.json`.
         verifications: `verify/*.json`, each with its variant.
         checks: `check/*.json`, each with its variant; one per delegate.
-        records: `benchmark/results.json`.
+        records: `benchmark/results.json`: runs back to back.
         samples: Raw samples by position in `records`.
+        sustained: Runs of minutes at a frame rate, from there or from `sustain/results.json`.
+        operations: `operations.json`: times of operators run alone.
         pictures: Rows of `predict/overlays.json`: column name to picture.
         remarks: What the loader had to leave out, and why.
     """
 
     folder: str
+    of_results: bool = False
     quickstart: Document | None = None
     training: tuple[Document, ...] = ()
     progress: tuple[Document, ...] = ()
@@ -71,6 +77,8 @@ class ReportInput:
     checks: tuple[tuple[str, Document], ...] = ()
     records: tuple[Record, ...] = ()
     samples: Mapping[int, Samples] = field(default_factory=dict)
+    sustained: tuple[Measured, ...] = ()
+    operations: tuple[Document, ...] = ()
     pictures: tuple[Mapping[str, Picture], ...] = ()
     remarks: tuple[str, ...] = ()
 
@@ -79,9 +87,34 @@ class ReportInput:
         """The metric that the files were scored with."""
         return metric_of([*self.evaluations, *self.progress])
 
+    @property
+    def all_records(self) -> tuple[Record, ...]:
+        """All records, those of sustained runs last."""
+        return (*self.records, *(item.record for item in self.sustained))
+
+    @cached_property
+    def labels(self) -> dict[str, str]:
+        """What the page calls each file, by hash."""
+        return file_labels(self.all_records)
+
+
+@dataclass(frozen=True)
+class Written:
+    """The files of a report.
+
+    Attributes:
+        html: The page.
+        markdown: The same as text.
+        csv: The records, None where there are none.
+    """
+
+    html: Path
+    markdown: Path
+    csv: Path | None
+
 
 def write_report(folder: Path, out: Path) -> Path:
-    """Writes the page of a run folder.
+    """Writes the page of a run folder, with `.md` and `.csv` of the same beside it.
 
     Args:
         folder: Folder of a run, as the quickstart lays it out.
@@ -93,10 +126,42 @@ def write_report(folder: Path, out: Path) -> Path:
     Raises:
         InputError: No such folder, nothing in it to report, or a file in it that is broken.
     """
-    from edge_seg.benchmarks.report_page import page
+    return write_page(load_report_input(folder), out).html
 
-    write_bytes(out, page(load_report_input(folder)).encode("utf-8"))
-    return out
+
+def write_page(found: ReportInput, out: Path) -> Written:
+    """Writes a page, its Markdown and, where there are records, their CSV.
+
+    Args:
+        found: What to show.
+        out: The HTML file; the others are named like it.
+
+    Raises:
+        InputError: `out` is named like one of the others.
+    """
+    from edge_seg.benchmarks.report_csv import records_csv
+    from edge_seg.benchmarks.report_markdown import markdown_of
+    from edge_seg.benchmarks.report_page import body, page
+
+    if out.suffix in (".md", ".csv"):
+        raise InputError("The report's main file is a page.", expected="a name that ends in .html", got=str(out))
+    whole, csv = page(found), records_csv(found) if found.all_records else ""
+    write_bytes(out, whole.encode("utf-8"))
+    markdown, table = out.with_suffix(".md"), out.with_suffix(".csv")
+    write_bytes(markdown, markdown_of(body(found).text).encode("utf-8"))
+    if csv:
+        write_bytes(table, csv.encode("utf-8"))
+    return Written(out, markdown, table if csv else None)
+
+
+def measured_parts(measured: Sequence[Measured]) -> dict[str, Any]:
+    """Returns the fields `records samples sustained` of a `ReportInput`."""
+    steady = [item for item in measured if not item.sustained]
+    return {
+        "records": tuple(item.record for item in steady),
+        "samples": {i: item.samples for i, item in enumerate(steady) if item.samples is not None},
+        "sustained": tuple(item for item in measured if item.sustained),
+    }
 
 
 def load_report_input(folder: Path) -> ReportInput:
@@ -113,7 +178,8 @@ def load_report_input(folder: Path) -> ReportInput:
     remarks: list[str] = []
     lines = _lines(folder / "train" / "metrics.jsonl", remarks)
     conversions = _documents(folder / "convert")
-    records = _records(folder / "benchmark" / "results.json")
+    results = [folder / name / "results.json" for name in ("benchmark", "sustain")]
+    measured = read_measured([path for path in results if path.is_file()], remarks)
     found = ReportInput(
         folder=folder.resolve().name,
         quickstart=_document(folder / "quickstart.json"),
@@ -124,8 +190,8 @@ def load_report_input(folder: Path) -> ReportInput:
         conversions=tuple(conversions[name] for name in sorted(conversions, key=variant_key)),
         verifications=_by_variant(_documents(folder / "verify"), conversions),
         checks=_by_variant(_documents(folder / "check"), conversions),
-        records=records,
-        samples=_samples(folder / "benchmark" / "results.json", records, remarks),
+        operations=_operations(folder / "operations.json"),
+        **measured_parts(measured),
         pictures=_pictures(folder / "predict", remarks),
         remarks=tuple(remarks),
     )
@@ -202,22 +268,10 @@ def _lines(path: Path, remarks: list[str]) -> list[Document]:
     return found
 
 
-def _records(path: Path) -> tuple[Record, ...]:
-    if not path.is_file():
-        return ()
-    if path.stat().st_size > MAX_JSON_BYTES:
-        raise InputError(f"{path} is too large.", expected=f"<= {MAX_JSON_BYTES} bytes")
-    return tuple(sorted(load_records(path), key=lambda r: (r.profile, variant_key(r.scheme), r.session)))
+def _operations(path: Path) -> tuple[Document, ...]:
+    from edge_seg.benchmarks.report_operations import read_operations
 
-
-def _samples(path: Path, records: tuple[Record, ...], remarks: list[str]) -> dict[int, Samples]:
-    found = {}
-    for index, record in enumerate(records):
-        try:
-            found[index] = Samples.load(samples_path(path, record))
-        except EdgeSegError as error:
-            remarks.append(f"Raw samples of {record.scheme} on {record.profile} are left out: {error.what}")
-    return found
+    return (read_operations(path),) if path.is_file() else ()
 
 
 def _pictures(folder: Path, remarks: list[str]) -> tuple[Mapping[str, Picture], ...]:

@@ -10,6 +10,7 @@ from edge_seg.benchmarks.report_html import (
     Cell,
     Html,
     badge,
+    breakable,
     details,
     esc,
     figure,
@@ -28,7 +29,7 @@ _RESPONSE_SHARE = 0.25  # one that costs less than a quarter is suspicious
 
 def dot(name: str) -> Html:
     """Returns a variant's name with its colour."""
-    return Html(f'<span class="dot" style="background:{color_of(name)}"></span>{esc(name)}')
+    return Html(f'<span class="dot" style="background:{color_of(name)}"></span>{breakable(name).text}')
 
 
 def accuracy(found: ReportInput) -> Html | None:

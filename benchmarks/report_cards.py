@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from edge_seg.benchmarks.report import Document, ReportInput
-from edge_seg.benchmarks.report_html import Html, badge, esc, interval, join, milliseconds, number, size
-from edge_seg.benchmarks.report_metric import Metric
+from edge_seg.benchmarks.report_html import Html, badge, breakable, esc, interval, join, milliseconds, number, size
+from edge_seg.benchmarks.report_metric import Metric, metric_of
 from edge_seg.benchmarks.report_plots import color_of, variant_key
 from edge_seg.benchmarks.result import Record
 
@@ -15,13 +16,19 @@ def variants(found: ReportInput) -> list[str]:
     """Returns the names of all variants that were evaluated, converted or measured, PyTorch first."""
     names = {str(item["name"]) for item in found.evaluations}
     names |= {str(item["scheme"]) for item in found.conversions if "scheme" in item}
-    names |= {record.scheme for record in found.records}
+    hashes = {item.get("file_sha256") for item in found.evaluations} | {c.get("sha256") for c in found.conversions}
+    names |= {found.labels[record.sha256] for record in found.all_records if record.sha256 not in hashes}
     return sorted(names, key=variant_key)
 
 
 def evaluation_of(found: ReportInput, name: str) -> Document | None:
     """Returns the evaluation of a variant, or None."""
     return next((item for item in found.evaluations if item["name"] == name), None)
+
+
+def evaluation_by_hash(found: ReportInput, sha256: str) -> Document | None:
+    """Returns the evaluation of a file by its hash, or None."""
+    return next((item for item in found.evaluations if item.get("file_sha256") == sha256), None)
 
 
 def conversion_of(found: ReportInput, name: str) -> Document | None:
@@ -33,7 +40,7 @@ def records_of(found: ReportInput, name: str) -> list[Record]:
     """Returns the records of a variant: of the file its evaluation or conversion names, else of its scheme."""
     hashes = {(evaluation_of(found, name) or {}).get("file_sha256"), (conversion_of(found, name) or {}).get("sha256")}
     same = [record for record in found.records if record.sha256 in hashes]
-    return same or [record for record in found.records if record.scheme == name and not hashes - {None}]
+    return same or [r for r in found.records if found.labels[r.sha256] == name and not hashes - {None}]
 
 
 def state_badges(record: Record) -> list[Html]:
@@ -63,33 +70,52 @@ def cards(found: ReportInput) -> Html | None:
     if not names:
         return None
     base = evaluation_of(found, "torch")
-    profile = found.records[0].profile if found.records else None
-    drawn = "".join(_card(found, name, base, profile).text for name in names)
+    shown = next((r for r in found.records if r.kind == "measured"), next(iter(found.records), None))
+    drawn = "".join(_card(found, name, base, shown.profile if shown else None).text for name in names)
     where = ""
-    if profile:
-        device = found.records[0].device
+    if shown:
         where = (
             f'<p class="note">Latency: median of one run of the network with its 95 % interval, profile '
-            f"{esc(profile)}, on {esc(device.get('cpu') or device.get('name'))}.</p>"
+            f"{esc(shown.profile)}, on {esc(shown.device.get('cpu') or shown.device.get('name'))}.</p>"
         )
-    return Html(f'<div class="cards">{drawn}</div>{where}')
+    return join(_counts(found), Html(f'<div class="cards">{drawn}</div>{where}'))
+
+
+def _counts(found: ReportInput) -> Html:
+    """Returns how many records there are, and how many of them may be quoted."""
+    records = found.all_records
+    if not records:
+        return Html("")
+    fit = [r for r in records if r.kind == "measured" and r.valid and not r.drift.get("throttled")]
+    files, profiles = len({r.sha256 for r in records}), len({r.profile for r in records})
+    text = f"{len(records)} records: {files} files, {profiles} profiles."
+    marks = [badge(f"{len(fit)} fit to quote", "good" if fit else "bad")]
+    marks += [badge(f"{n} {kind}", "warn") for kind in ("emulated", "estimated") if (n := _kind_n(records, kind))]
+    invalid = sum(r.kind == "measured" and not r.valid for r in records)
+    throttled = sum(bool(r.drift.get("throttled")) for r in records)
+    marks += [badge(f"{n} {word}", "bad") for n, word in ((invalid, "invalid"), (throttled, "throttled")) if n]
+    return Html(f'<p class="counts">{esc(text)} {" ".join(mark.text for mark in marks)}</p>')
+
+
+def _kind_n(records: Sequence[Record], kind: str) -> int:
+    return sum(record.kind == kind for record in records)
 
 
 def _card(found: ReportInput, name: str, base: Document | None, profile: str | None) -> Html:
     item, converted = evaluation_of(found, name), conversion_of(found, name)
     records = [record for record in records_of(found, name) if record.profile == profile]
-    metric = found.metric
+    metric = metric_of([item]) if item else found.metric
     rows = [*_accuracy_rows(item, base, metric), *_file_rows(converted, records)]
     listed = "".join(f"<dt>{esc(key)}</dt><dd>{esc(value)}</dd>" for key, value in rows)
     foot = [*(state_badges(records[0]) if records else [])]
     foot += [
         verdict_badge(check) for variant, check in found.checks if variant == name and check.get("delegate") == "gpu"
     ]
-    value = number((item or {}).get(metric.key), 1)
+    big = f'<div class="big">{number(item.get(metric.key), 1)} <small>{metric.title} %</small></div>' if item else ""
     return Html(
-        f'<article class="card" style="--tint:{color_of(name)}"><h3>{esc(name)}</h3>'
-        f'<div class="big">{value} <small>{metric.title} %</small></div><dl>{listed}</dl>'
-        f'<div class="foot">{join(*foot).text}</div></article>'
+        f'<article class="card" style="--tint:{color_of(name)}"><h3>{breakable(name).text}</h3>'
+        f"{big}<dl>{listed}</dl>"
+        f'<div class="foot">{" ".join(mark.text for mark in foot)}</div></article>'
     )
 
 
@@ -98,18 +124,18 @@ def _accuracy_rows(item: Document | None, base: Document | None, metric: Metric)
         return [("accuracy", "not evaluated")]
     ends = _ends(item.get(metric.interval_key))
     rows = [(f"{metric.title}, 95 %", interval(*ends, formatted=lambda v: number(v, 1)))]
-    if base is not None and base is not item:
+    if base is not None and base is not item and metric.value(base) is not None:
         rows.append(("against torch", number(item[metric.key] - base[metric.key], 1, signed=True)))
     return rows
 
 
 def _file_rows(converted: Document | None, records: list[Record]) -> list[tuple[str, str]]:
-    rows = []
-    if converted is not None:
-        rows.append(("size", size(converted.get("size_bytes"))))
+    known = (converted or {}).get("size_bytes", records[0].size_bytes if records else None)
+    rows = [("size", size(known))] if known is not None else []
     if records:
-        rows.append(("latency", milliseconds(records[0].median_ms, unit=True)))
-        rows.append(("latency, 95 %", interval(*(records[0].ci95_median_ms or (None, None)))))
+        name = "latency" if records[0].kind == "measured" else f"{records[0].kind} time"
+        rows.append((name, milliseconds(records[0].median_ms, unit=True)))
+        rows.append((f"{name}, 95 %", interval(*(records[0].ci95_median_ms or (None, None)))))
     return rows
 
 

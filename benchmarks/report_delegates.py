@@ -125,7 +125,7 @@ def parity(found: ReportInput) -> Html | None:
 def _parity_rows(name: str, item: Document) -> list[list[Cell]]:
     outputs = item.get("outputs")
     listed = [o for o in outputs if isinstance(o, Mapping)] if isinstance(outputs, list) else []
-    passed = badge("passed", "good") if item.get("passed") is True else badge("failed", "bad")
+    passed = _parity_badge(item)
     rows: list[list[Cell]] = []
     for position, output in enumerate(listed or [{}]):
         rows.append(
@@ -144,6 +144,12 @@ def _parity_rows(name: str, item: Document) -> list[list[Cell]]:
     return rows
 
 
+def _parity_badge(item: Document) -> Html:
+    if item.get("verdict") == "accumulated":
+        return badge("far, but no layer is wrong", "warn")
+    return badge("passed", "good") if item.get("passed") is True else badge("failed", "bad")
+
+
 def _scientific(value: Any) -> str:
     return f"{value:.2e}" if isinstance(value, int | float) and not isinstance(value, bool) else MISSING
 
@@ -158,6 +164,7 @@ def _divergence(name: str, item: Document) -> Html:
     mirror = item.get("integer_mirror")
     if isinstance(mirror, Mapping):
         away = number(mirror.get("max_lsb"), 0, unit="LSB")
-        equal = "equal bit for bit to" if mirror.get("equal") is True else f"at most {away} away from"
-        lines.append(f"{name}: {equal} the integer mirror of the trained network.")
+        equal = "equal bit for bit to" if mirror.get("max_lsb") == 0 else f"at most {away} away from"
+        source = "trained network" if mirror.get("source") == "program" else "file"
+        lines.append(f"{name}: {equal} the integer mirror of the {source}.")
     return join(*(paragraph(line) for line in lines))

@@ -7,7 +7,7 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, TypeGuard
 
 Tone = Literal["good", "warn", "bad", "plain"]
 MISSING = "–"
@@ -35,6 +35,19 @@ def esc(value: object) -> str:
     return html.escape(MISSING if value is None else str(value), quote=True)
 
 
+def breakable(name: str) -> Html:
+    """Returns a label that a narrow column may break between and inside the words of a model, never in a scheme."""
+    model, _, scheme = name.rpartition(" ")
+    if not model:
+        return Html(esc(name))
+    return Html(f'{esc(model).replace("_", "_<wbr>")} <span class="whole">{esc(scheme)}</span>')
+
+
+def is_number(value: object) -> TypeGuard[float]:
+    """Says whether a value from a document is a finite number; a bool is none."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
 def number(value: object, digits: int = 1, *, signed: bool = False, unit: str = "") -> str:
     """Formats a number with a fixed count of decimals; a dash for anything that is not a finite number.
 
@@ -44,7 +57,7 @@ def number(value: object, digits: int = 1, *, signed: bool = False, unit: str = 
         signed: Whether a plus is written, and the typographic minus.
         unit: Appended after a thin space.
     """
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+    if not is_number(value):
         return MISSING
     text = f"{value:{'+' if signed else ''},.{digits}f}".replace("-", "\u2212").replace(",", "\u202f")
     return f"{text}\u202f{unit}" if unit else text
@@ -52,7 +65,7 @@ def number(value: object, digits: int = 1, *, signed: bool = False, unit: str = 
 
 def milliseconds(value: object, *, unit: bool = False) -> str:
     """Formats a latency with three significant digits: 0.412, 4.12, 41.2, 412."""
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+    if not is_number(value):
         return MISSING
     digits = 3 if abs(value) < 1 else 2 if abs(value) < 10 else 1 if abs(value) < 100 else 0
     return number(value, digits, unit="ms" if unit else "")

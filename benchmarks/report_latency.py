@@ -1,10 +1,10 @@
-"""Sections of the report on latency: tables, stages, samples over time, accuracy against latency."""
+"""Section of the report on latency: tables, stages, warnings; measurements apart from what no device took."""
 
 from __future__ import annotations
 
 from edge_seg.benchmarks.report import ReportInput
 from edge_seg.benchmarks.report_accuracy import dot
-from edge_seg.benchmarks.report_cards import evaluation_of, records_of, state_badges, variants
+from edge_seg.benchmarks.report_cards import state_badges
 from edge_seg.benchmarks.report_html import (
     MISSING,
     Cell,
@@ -21,41 +21,67 @@ from edge_seg.benchmarks.report_html import (
     subtitle,
     table,
 )
-from edge_seg.benchmarks.report_plots import pareto_plot, samples_plot, stages_plot
+from edge_seg.benchmarks.report_names import record_labels
+from edge_seg.benchmarks.report_plots import stages_plot
 from edge_seg.benchmarks.result import Record
 
-
-def tradeoff(found: ReportInput) -> Html | None:
-    """Returns accuracy against latency of the files that have both."""
-    points = []
-    for name in variants(found):
-        item = evaluation_of(found, name)
-        if item is not None:
-            points += [(record, item) for record in records_of(found, name)]
-    if not points:
-        return None
-    caption = f"{found.metric.title} against the median latency of one run, both with 95 % intervals."
-    if any(record.kind != "measured" or not record.valid for record, _ in points):
-        caption += " Open marks are emulated, estimated or invalid."
-    return figure("tradeoff", pareto_plot(points, found.metric), caption)
+_MOST_WARNINGS = 8
 
 
 def latency(found: ReportInput) -> Html | None:
-    """Returns the latency of every record: percentiles, stages, noise, and every sample over time."""
+    """Returns the latency of every record: percentiles, stages and noise; what no device took is apart."""
     if not found.records:
         return None
-    names = [_name(record, found) for record in found.records]
-    percentiles = [_percentile_row(record) for record in found.records]
-    head = ["file", "profile", "median", "95 % interval", "p90", "p99", "fastest", "first", "init", "delegate", ""]
+    taken = [record for record in found.records if record.kind == "measured"]
+    parts = [_measured(taken, found)] if taken else [paragraph("No record is a measurement on a device.", "absent")]
+    for kind in sorted({record.kind for record in found.records} - {"measured"}):
+        parts.append(_not_measured([record for record in found.records if record.kind == kind], found))
+    return join(*parts, _warnings(found), _definitions(found.records[0]))
+
+
+def _measured(records: list[Record], found: ReportInput) -> Html:
+    rows = [_percentile_row(record, found) for record in records]
+    head = ["file", "", "profile", "median", "95 % interval", "p90", "p99", "fastest", "first", "init", "delegate"]
     return join(
-        table(head, percentiles, left=(0, 1, 9, 10), label="latency in milliseconds"),
+        table(head, rows, left=(0, 1, 2, 10), label="latency in milliseconds"),
         paragraph("Milliseconds. “init” opens the file and its contract; “first” is the very first run.", "note"),
-        figure("stages", stages_plot(found.records, names), "Where the time of one picture goes (medians)."),
-        _over_time(found, names),
+        subtitle("Stages"),
+        *_stages(records, found),
         subtitle("Stages, noise and protocol"),
-        table(_NOISE_HEAD, [_noise_row(record) for record in found.records], left=(0, 1, 10)),
-        _warnings(found, names),
-        _definitions(found.records[0]),
+        table(_NOISE_HEAD, [_noise_row(record, found) for record in records], left=(0, 1, 11)),
+    )
+
+
+def _stages(records: list[Record], found: ReportInput) -> list[Html]:
+    """Returns one plot of stages per profile."""
+    plots = []
+    for position, profile in enumerate(dict.fromkeys(record.profile for record in records)):
+        listed = [record for record in records if record.profile == profile]
+        names = record_labels(listed, found.labels)
+        caption = f"Where the time of one picture goes, {profile} (medians)."
+        plots.append(figure(f"stages{position}", stages_plot(listed, names), caption))
+    return [Html('<div class="pair">'), *plots, Html("</div>")] if len(plots) > 1 else plots
+
+
+def _not_measured(records: list[Record], found: ReportInput) -> Html:
+    kind = records[0].kind
+    rows: list[list[Cell]] = [
+        [
+            dot(found.labels[record.sha256]),
+            join(*state_badges(record)),
+            _profile(record),
+            milliseconds(record.median_ms),
+            interval(*(record.ci95_median_ms or (None, None))),
+            str(record.n),
+            _delegate(record),
+        ]
+        for record in records
+    ]
+    head = ["file", "", "profile", f"{kind} median", "95 % interval", "runs", "delegate"]
+    return join(
+        subtitle(f"{kind.capitalize()}: no latency of any device"),
+        table(head, rows, left=(0, 1, 2, 6), label=f"{kind} times in milliseconds"),
+        paragraph("Milliseconds. These times are not to be held against those of a device.", "note"),
     )
 
 
@@ -70,30 +96,24 @@ _NOISE_HEAD = (
     "warm-up",
     "outliers mild / severe",
     "drift, %/min",
+    "peak memory, MB",
     "stopped by",
 )
 
 
-def _name(record: Record, found: ReportInput) -> str:
-    parts = [record.scheme]
-    if len({r.profile for r in found.records}) > 1:
-        parts.append(record.profile)
-    if len({r.delegate_requested for r in found.records}) > 1:
-        parts.append(record.delegate_requested)
-    if any(r.session > 1 for r in found.records):
-        parts.append(f"session {record.session}")
-    return ", ".join(parts)
+def _profile(record: Record) -> str:
+    return record.profile if record.session == 1 else f"{record.profile}, session {record.session}"
 
 
-def _percentile_row(record: Record) -> list[Cell]:
+def _percentile_row(record: Record, found: ReportInput) -> list[Cell]:
     return [
-        dot(record.scheme),
-        record.profile if record.session == 1 else f"{record.profile}, session {record.session}",
+        dot(found.labels[record.sha256]),
+        join(*(state_badges(record) or [badge("measured", "plain")])),
+        _profile(record),
         milliseconds(record.median_ms),
         interval(*(record.ci95_median_ms or (None, None))),
         *(milliseconds(getattr(record, key)) for key in ("p90_ms", "p99_ms", "min_ms", "first_ms", "init_ms")),
         _delegate(record),
-        join(*(state_badges(record) or [badge("measured", "plain")])),
     ]
 
 
@@ -108,10 +128,10 @@ def _delegate(record: Record) -> Html:
     return badge(text, "plain" if record.delegate_actual == record.delegate_requested else "bad", title="nodes taken")
 
 
-def _noise_row(record: Record) -> list[Cell]:
+def _noise_row(record: Record, found: ReportInput) -> list[Cell]:
     return [
-        dot(record.scheme),
-        record.profile if record.session == 1 else f"{record.profile}, session {record.session}",
+        dot(found.labels[record.sha256]),
+        _profile(record),
         *(milliseconds(record.stages.get(key)) for key in ("pre_ms", "post_ms")),
         milliseconds(record.mad_ms),
         milliseconds(record.early_stopping_p90_ms),
@@ -119,33 +139,22 @@ def _noise_row(record: Record) -> list[Cell]:
         str(record.warmup_n),
         " / ".join(str((record.outliers or {}).get(key, MISSING)) for key in ("mild", "severe")),
         number(record.drift.get("slope_pct_per_min"), 1, signed=True),
+        number(record.peak_memory_mb, 1),
         {"target": "target reached", "max_time": "time limit"}.get(
             str(record.protocol.get("stopped_by")), str(record.protocol.get("stopped_by", MISSING))
         ),
     ]
 
 
-def _over_time(found: ReportInput, names: list[str]) -> Html:
-    """Returns one plot of raw samples per profile."""
-    plots = []
-    for number_of, profile in enumerate(dict.fromkeys(record.profile for record in found.records)):
-        runs = [
-            (names[i].replace(f", {profile}", ""), found.records[i].scheme, found.samples[i])
-            for i in sorted(found.samples)
-            if found.records[i].profile == profile
-        ]
-        if runs:
-            caption = f"Every run over time, {profile}. A slope is drift, a step a change of state."
-            plots.append(figure(f"samples{number_of}", samples_plot(runs), caption))
-    return join(*plots) if plots else paragraph("No raw samples are in this folder.", "absent")
-
-
-def _warnings(found: ReportInput, names: list[str]) -> Html:
+def _warnings(found: ReportInput) -> Html:
+    names = record_labels(found.records, found.labels)
     items = [
-        f"{name}: {'; '.join(record.warnings)}"
+        f"{name}: {'; '.join(map(str, record.warnings))}"
         for name, record in zip(names, found.records, strict=True)
         if record.warnings
     ]
+    if len(items) > _MOST_WARNINGS:
+        return details(f"Warnings of {len(items)} records", bullets(items, "warnings"))
     return join(subtitle("Warnings"), bullets(items, "warnings")) if items else Html("")
 
 

@@ -4,7 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from edge_seg.benchmarks import report_accuracy, report_delegates, report_latency, report_training
+from edge_seg.benchmarks import (
+    report_accuracy,
+    report_delegates,
+    report_devices,
+    report_latency,
+    report_operations,
+    report_pareto,
+    report_samples,
+    report_training,
+)
 from edge_seg.benchmarks.report import ReportInput
 from edge_seg.benchmarks.report_cards import cards
 from edge_seg.benchmarks.report_html import Html, bullets, code, esc, join, section
@@ -39,9 +48,10 @@ _PARTS: tuple[_Part, ...] = (
     (
         "tradeoff",
         "Accuracy against latency",
-        report_latency.tradeoff,
-        "Up and to the left is better. A point joins accuracy and latency of the same file, matched by its hash.",
-        "it needs evaluate/*.json and benchmark/results.json of the same files.",
+        report_pareto.tradeoff,
+        "Up and to the left is better. A point joins accuracy and latency of the same file, matched by its hash. The "
+        "line joins valid measurements of one profile that none other beats in both.",
+        "it needs evaluations and measured latencies of the same files.",
     ),
     (
         "latency",
@@ -50,6 +60,42 @@ _PARTS: tuple[_Part, ...] = (
         "The figures are of one run of the network: write the input, invoke, read every output. Preparing the "
         "picture and decoding are given apart. No run is dropped.",
         "benchmark/results.json is not in this folder.",
+    ),
+    (
+        "samples",
+        "Runs over time",
+        report_samples.samples,
+        "A slope is drift, a step a change of state. Axes of latency do not begin at zero.",
+        "benchmark/results.json is not in this folder.",
+    ),
+    (
+        "sustained",
+        "Sustained runs",
+        report_samples.sustained,
+        "Minutes at a frame rate, as a camera makes them: what heat does to a device.",
+        "no record is of edge-seg sustain.",
+    ),
+    (
+        "gpu",
+        "GPU",
+        report_devices.gpu,
+        "What was asked, what the runtime said that ran, and what the delegate's rules say offline.",
+        "no record asked for a GPU, and no verdict of its rules was given.",
+    ),
+    (
+        "devices",
+        "Devices",
+        report_devices.devices,
+        "What was measured on, in which state, and how each fact about it is known.",
+        "there is no record.",
+    ),
+    (
+        "operations",
+        "Operators",
+        report_operations.operations,
+        "Each operator as a file of its own, by the same kernels. Alone it finds its input in a cache and pays the "
+        "call itself, so the sum is not the time of the whole.",
+        "no times of operators were given (python -m edge_seg.studies.operation_speed, then --operations).",
     ),
     (
         "files",
@@ -102,6 +148,20 @@ _PARTS: tuple[_Part, ...] = (
     ),
 )
 
+_OF_RESULTS = (
+    "summary",
+    "tradeoff",
+    "latency",
+    "samples",
+    "sustained",
+    "gpu",
+    "devices",
+    "operations",
+    "provenance",
+)
+_NAV = {"gpu": "GPU", "samples": "Runs", "operations": "Operators"}
+_EXTRA = ("sustained", "operations", "gpu")  # no step of a run: left out of its page where they are absent
+
 _POLICY = "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; img-src data: blob:"
 
 
@@ -113,26 +173,49 @@ def page(found: ReportInput) -> str:
     """
     from plotly.offline import get_plotlyjs
 
-    title = str((found.quickstart or {}).get("title") or f"Report of {found.folder}")
-    parts = [_section(part, found) for part in _PARTS]
-    links = "".join(f'<a href="#{esc(part[0])}">{esc(part[0].capitalize())}</a>' for part in _PARTS)
-    body = join(*parts).text
+    title, drawn = _title(found), _drawn(found)
+    links = "".join(f'<a href="#{esc(anchor)}">{esc(_NAV.get(anchor, anchor.capitalize()))}</a>' for anchor, _ in drawn)
+    inside = join(*(part for _, part in drawn)).text
     return (
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
         f'<meta http-equiv="Content-Security-Policy" content="{_POLICY}">'
         f"<title>{esc(title)}</title><style>{CSS}</style></head><body>"
         f"<header><h1>{esc(title)}</h1>{_head(found).text}</header>"
-        f"<nav><div>{links}</div></nav><main>{body}</main>"
+        f"<nav><div>{links}</div></nav><main>{inside}</main>"
         "<footer>Written by edge-seg report. Every figure above is read from a file of this run; "
         "a dash is a figure nobody measured.</footer>"
         f'<script id="plotly">{get_plotlyjs()}</script><script>{SCRIPT}</script></body></html>\n'
     )
 
 
-def _section(part: _Part, found: ReportInput) -> Html:
-    anchor, title, draw, lead, absent = part
-    return section(anchor, title, draw(found), lead=lead, absent=absent)
+def body(found: ReportInput) -> Html:
+    """Returns the heading and the sections of a page, without style and script.
+
+    Args:
+        found: What to show.
+    """
+    title = Html(f"<h1>{esc(_title(found))}</h1>")
+    return join(title, _head(found), *(part for _, part in _drawn(found)))
+
+
+def _title(found: ReportInput) -> str:
+    told = (found.quickstart or {}).get("title")
+    return str(told or (f"Benchmark: {found.folder}" if found.of_results else f"Report of {found.folder}"))
+
+
+def _drawn(found: ReportInput) -> list[tuple[str, Html]]:
+    """Returns anchor and section of each part that this page has."""
+    listed = []
+    for part in _PARTS:
+        anchor, title, draw, lead, absent = part
+        if found.of_results and anchor not in _OF_RESULTS:
+            continue
+        inside = draw(found)
+        if inside is None and anchor in _EXTRA and not found.of_results:
+            continue
+        listed.append((anchor, section(anchor, title, inside, lead=lead, absent=absent)))
+    return listed
 
 
 def _head(found: ReportInput) -> Html:

@@ -12,11 +12,12 @@ from typing import Any
 import numpy as np
 
 from edge_seg.benchmarks.report_metric import Metric
-from edge_seg.benchmarks.result import Record, Samples
+from edge_seg.benchmarks.result import Record
 
 Spec = dict[str, Any]
 
-_ORDER = ("truth", "torch", "fp32", "fp16", "w8_dynamic", "w8a8", "qat_w8a8", "w8a16", "mixed")
+SCHEMES = ("fp32", "fp16", "w8_dynamic", "w8a8", "qat_w8a8", "w8a16", "mixed")
+_ORDER = ("truth", "torch", *SCHEMES)
 # Okabe and Ito's colours, told apart by most colour-blind readers and legible on light and dark ground
 _COLORS = {
     "torch": "#7f8c9b",
@@ -30,12 +31,20 @@ _COLORS = {
 }
 _SPARE = ("#a0824f", "#5b7f3a", "#b0507c", "#4a6fa5")
 STAGE_COLORS = {"pre_ms": "#8fa3b5", "run_ms": "#0f82c4", "post_ms": "#e69f00"}
+_DASHES = ("solid", "dash", "dot", "dashdot")
+_LONG_LABEL = 18
 _SYMBOLS = ("circle", "diamond", "square", "triangle-up", "cross")
 _MOST_POINTS = 800
 
 
 def variant_key(name: str) -> tuple[int, str]:
-    """Returns a sort key: PyTorch first, then the schemes from wide to narrow, then the rest by name."""
+    """Returns a sort key: PyTorch first, then the schemes from wide to narrow, then the rest by name.
+
+    A label of model and scheme comes by model first.
+    """
+    model, _, scheme = name.partition(" ")
+    if scheme:
+        return 2 * len(_ORDER) + 1, f"{model} {variant_key(scheme)[0]:04d} {scheme}"
     for rank, known in enumerate(_ORDER):
         if name == known:
             return 2 * rank, name
@@ -45,8 +54,9 @@ def variant_key(name: str) -> tuple[int, str]:
 
 
 def color_of(name: str) -> str:
-    """Returns the colour of a variant, the same in every plot."""
-    return _COLORS.get(name) or _SPARE[sum(name.encode()) % len(_SPARE)]
+    """Returns the colour of a variant, the same in every plot: that of its scheme, whatever the model."""
+    known = next((word for word in reversed(name.split()) if word in _COLORS), "")
+    return _COLORS.get(known) or _SPARE[sum(name.encode()) % len(_SPARE)]
 
 
 def accuracy_plot(evaluations: Sequence[Mapping[str, Any]], metric: Metric) -> Spec:
@@ -64,7 +74,7 @@ def accuracy_plot(evaluations: Sequence[Mapping[str, Any]], metric: Metric) -> S
                 "type": "scatter",
                 "mode": "markers",
                 "x": [value],
-                "y": [_label(name)],
+                "y": [label_of(name)],
                 "error_x": _error(value, item.get(metric.interval_key)),
                 "marker": {"color": color_of(name), "size": 12},
                 "hovertemplate": f"%{{y}}: {metric.title} %{{x:.2f}}<extra></extra>",
@@ -76,49 +86,64 @@ def accuracy_plot(evaluations: Sequence[Mapping[str, Any]], metric: Metric) -> S
     return {"data": data, "layout": layout, "height": 80 + 40 * len(data)}
 
 
-def pareto_plot(points: Sequence[tuple[Record, Mapping[str, Any]]], metric: Metric) -> Spec:
-    """Plots a metric against the median latency, both with their intervals; open marks are not measurements.
+def pareto_plot(
+    points: Sequence[tuple[str, Record, Mapping[str, Any]]],
+    metric: Metric,
+    lines: Mapping[str, Sequence[tuple[float, float]]],
+) -> Spec:
+    """Plots a metric against the median latency, both with their intervals; open marks are not to be judged.
 
     Args:
-        points: Records with the evaluation of the same file.
+        points: Label, record and evaluation of each file; each record has a median.
         metric: The metric.
+        lines: Ends (ms, percent) of each profile's Pareto line, fastest first.
     """
-    profiles = sorted({record.profile for record, _ in points})
-    data: list[dict[str, Any]] = []
-    known = [(record.median_ms, record, item) for record, item in points if record.median_ms is not None]
-    for median_ms, record, item in sorted(known, key=lambda point: point[0]):
-        name, symbol = str(item["name"]), _SYMBOLS[profiles.index(record.profile) % len(_SYMBOLS)]
-        solid = record.kind == "measured" and record.valid
-        data.append(
-            {
-                "type": "scatter",
-                "mode": "markers+text",
-                "x": [median_ms],
-                "y": [item[metric.key]],
-                "error_x": _error(median_ms, record.ci95_median_ms),
-                "error_y": _error(item[metric.key], item.get(metric.interval_key)),
-                "text": [_label(name)],
-                "textposition": "bottom right" if len(data) % 2 else "top right",
-                "cliponaxis": False,
-                "marker": {
-                    "color": color_of(name),
-                    "size": 13,
-                    "symbol": symbol if solid else f"{symbol}-open",
-                },
-                "name": _label(f"{name}, {record.profile}"),
-                "hovertemplate": f"{_label(name)}<br>%{{x:.3f}} ms, {metric.title} %{{y:.2f}}<extra>"
-                f"{_label(record.profile)}</extra>",
-                "showlegend": False,
-            }
-        )
-    data += [
-        _legend_mark(profile, _SYMBOLS[i % len(_SYMBOLS)]) for i, profile in enumerate(profiles) if len(profiles) > 1
-    ]
+    profiles = sorted({record.profile for _, record, _ in points})
+    symbols = {profile: _SYMBOLS[i % len(_SYMBOLS)] for i, profile in enumerate(profiles)}
+    dashes = {profile: _DASHES[i % len(_DASHES)] for i, profile in enumerate(profiles)}
+    data = [_pareto_line(profile, ends, dashes[profile]) for profile, ends in lines.items() if len(ends) > 1]
+    ordered = sorted(points, key=lambda point: float(point[1].median_ms or 0.0))
+    data += [_pareto_point(*point, metric, symbols[point[1].profile]) for point in ordered]
+    files = dict.fromkeys(name for name, _, _ in points)
+    data += [_legend_mark(name, "circle", color_of(name)) for name in files]
+    data += [_legend_mark(profile, symbols[profile], "#7f8c9b") for profile in profiles if len(profiles) > 1]
     layout = {
         "xaxis": {"title": {"text": "median latency of one run, ms"}, "rangemode": "tozero"},
         "yaxis": {"title": {"text": f"{metric.title}, %"}},
     }
     return {"data": data, "layout": layout, "height": 420}
+
+
+def _pareto_line(profile: str, ends: Sequence[tuple[float, float]], dash: str) -> dict[str, Any]:
+    """Returns the steps of what is reachable within a latency."""
+    return {
+        "type": "scatter",
+        "mode": "lines",
+        "line": {"shape": "hv", "color": "#7f8c9b", "width": 2, "dash": dash},
+        "x": [x for x, _ in ends],
+        "y": [y for _, y in ends],
+        "name": label_of(f"Pareto line, {profile}", breaks=False),
+        "hoverinfo": "skip",
+    }
+
+
+def _pareto_point(name: str, record: Record, item: Mapping[str, Any], metric: Metric, symbol: str) -> dict[str, Any]:
+    solid = record.valid and not record.drift.get("throttled")
+    state = "" if solid else "<br>invalid or throttled"
+    return {
+        "type": "scatter",
+        "mode": "markers",
+        "x": [record.median_ms],
+        "y": [item[metric.key]],
+        "error_x": _error(float(record.median_ms or 0.0), record.ci95_median_ms),
+        "error_y": _error(item[metric.key], item.get(metric.interval_key)),
+        "cliponaxis": False,
+        "marker": {"color": color_of(name), "size": 13, "symbol": symbol if solid else f"{symbol}-open"},
+        "name": label_of(f"{name}, {record.profile}", breaks=False),
+        "hovertemplate": f"{label_of(name)}<br>%{{x:.3f}} ms, {metric.title} %{{y:.2f}}{state}<extra>"
+        f"{label_of(record.profile)}</extra>",
+        "showlegend": False,
+    }
 
 
 def stages_plot(records: Sequence[Record], names: Sequence[str]) -> Spec:
@@ -134,7 +159,7 @@ def stages_plot(records: Sequence[Record], names: Sequence[str]) -> Spec:
             "type": "bar",
             "orientation": "h",
             "name": label,
-            "y": [_label(name) for name in names],
+            "y": [label_of(name) for name in names],
             "x": [record.stages.get(stage) for record in records],
             "marker": {"color": STAGE_COLORS[stage]},
             "hovertemplate": f"{label}: %{{x:.3f}} ms<extra></extra>",
@@ -147,34 +172,7 @@ def stages_plot(records: Sequence[Record], names: Sequence[str]) -> Spec:
         "xaxis": {"title": {"text": "medians, ms"}},
         "yaxis": {"autorange": "reversed", "type": "category"},
     }
-    return {"data": data, "layout": layout, "height": 110 + 34 * len(records)}
-
-
-def samples_plot(runs: Sequence[tuple[str, str, Samples]]) -> Spec:
-    """Plots every run over time, so that drift, steps and outliers show.
-
-    Args:
-        runs: Label, variant and samples of each record; long ones are thinned evenly, their slowest runs stay.
-    """
-    data = []
-    for label, variant, samples in runs:
-        keep = _thinned(samples.run_ms)
-        data.append(
-            {
-                "type": "scatter",
-                "mode": "markers",
-                "name": _label(label),
-                "x": np.round(samples.t_s[keep].astype(float), 4).tolist(),
-                "y": np.round(samples.run_ms[keep].astype(float), 4).tolist(),
-                "marker": {"color": color_of(variant), "size": 4, "opacity": 0.6},
-                "hovertemplate": "%{x:.2f} s: %{y:.3f} ms<extra></extra>",
-            }
-        )
-    layout = {
-        "xaxis": {"title": {"text": "time since the first counted run, s"}},
-        "yaxis": {"title": {"text": "one run, ms"}, "rangemode": "tozero"},
-    }
-    return {"data": data, "layout": layout, "height": 360}
+    return {"data": data, "layout": layout, "height": 130 + 40 * len(records)}
 
 
 def losses_plot(lines: Sequence[Mapping[str, Any]]) -> Spec:
@@ -221,14 +219,14 @@ def _line(lines: Sequence[Mapping[str, Any]], key: str, *, name: str, color: str
     }
 
 
-def _legend_mark(profile: str, symbol: str) -> dict[str, Any]:
-    marker = {"symbol": symbol, "color": "#7f8c9b", "size": 11}
+def _legend_mark(name: str, symbol: str, color: str) -> dict[str, Any]:
+    marker = {"symbol": symbol, "color": color, "size": 11}
     return {
         "type": "scatter",
         "mode": "markers",
         "x": [None],
         "y": [None],
-        "name": _label(profile),
+        "name": label_of(name, breaks=False),
         "marker": marker,
     }
 
@@ -248,18 +246,18 @@ def _error(value: float, ends: object) -> dict[str, Any]:
     }
 
 
-def _label(text: str) -> str:
-    """Escapes text for Plotly, which reads some HTML tags in labels."""
-    return html.escape(text, quote=False)
+def label_of(text: str, *, breaks: bool = True) -> str:
+    """Escapes text for Plotly, which reads some HTML tags in labels, and sets a long one on two lines.
+
+    Args:
+        text: Any text.
+        breaks: Whether the first space of a long one becomes a line break, which an axis shows and a legend does not.
+    """
+    safe = html.escape(text, quote=False)
+    return safe.replace(" ", "<br>", 1) if breaks and len(text) > _LONG_LABEL else safe
 
 
 def _evenly(count: int) -> list[int]:
     if count <= _MOST_POINTS:
         return list(range(count))
     return sorted({int(i) for i in np.linspace(0, count - 1, _MOST_POINTS).round()})
-
-
-def _thinned(run_ms: np.ndarray[Any, np.dtype[np.float32]]) -> list[int]:
-    """Returns evenly spaced indices and those of the twenty slowest runs."""
-    slowest = np.argsort(run_ms)[-20:].tolist()
-    return sorted({*_evenly(int(run_ms.size)), *(int(i) for i in slowest)})

@@ -20,11 +20,12 @@ body {
   margin: 0; background: var(--ground); color: var(--ink);
   font: 16px/1.55 system-ui, -apple-system, "Segoe UI", Roboto, "Helvetica Neue", Arial, sans-serif;
 }
-main, header, footer { max-width: 1120px; margin: 0 auto; padding: 0 1.25rem; }
+main, header, footer { max-width: 1240px; margin: 0 auto; padding: 0 1.25rem; }
 header { padding-top: 2.5rem; }
 h1 { font-size: clamp(1.6rem, 4vw, 2.3rem); line-height: 1.15; letter-spacing: -0.02em; margin: 0 0 .4rem; }
 h2 { font-size: 1.35rem; letter-spacing: -0.01em; margin: 0 0 .35rem; }
 h3 { font-size: 1rem; margin: 1.6rem 0 .3rem; }
+h4 { font-size: .93rem; font-weight: 600; margin: .9rem 0 .1rem; overflow-wrap: anywhere; }
 p { margin: .4rem 0; max-width: 76ch; }
 .lead, figcaption, .meta, .note { color: var(--soft); font-size: .93rem; }
 .absent { color: var(--soft); font-style: italic; border-left: 3px solid var(--line); padding-left: .8rem; }
@@ -34,7 +35,7 @@ nav {
   margin-top: 1.4rem;
 }
 nav div {
-  max-width: 1120px; margin: 0 auto; padding: .55rem 1.25rem; display: flex; gap: 1.15rem;
+  max-width: 1240px; margin: 0 auto; padding: .55rem 1.25rem; display: flex; gap: 1.15rem;
   overflow-x: auto; white-space: nowrap; font-size: .9rem; scrollbar-width: none;
 }
 nav a { text-decoration: none; color: var(--soft); }
@@ -59,12 +60,13 @@ p.lead, p.note { max-width: 94ch; }
 .card dl {
   display: grid; grid-template-columns: auto 1fr; gap: .12rem .8rem; margin: .45rem 0 .5rem; font-size: .9rem;
 }
-.card dt { color: var(--soft); } .card dd { margin: 0; text-align: right; }
+.card dt { color: var(--soft); } .card dd { margin: 0; text-align: right; white-space: nowrap; }
 .card .foot { margin-top: auto; display: flex; flex-wrap: wrap; gap: .3rem; }
 .badge {
   display: inline-block; border-radius: 99px; padding: .06rem .6rem; font-size: .8rem; font-weight: 550;
   background: var(--plain); color: var(--soft); white-space: nowrap;
 }
+.badge + .badge { margin-left: .3rem; } .foot .badge + .badge { margin-left: 0; }
 .badge.good { background: var(--good); color: var(--good-ink); }
 .badge.warn { background: var(--warn); color: var(--warn-ink); }
 .badge.bad { background: var(--bad); color: var(--bad-ink); }
@@ -81,6 +83,7 @@ td.r, th.r { text-align: right; white-space: nowrap; } td.l, th.l { text-align: 
 td .heat { display: inline-block; min-width: 3.4em; padding: .05rem .4rem; border-radius: 5px; }
 td .wide { display: inline-block; min-width: 15em; max-width: 60em; white-space: normal; overflow-wrap: anywhere; }
 tbody tr:hover td { background: color-mix(in srgb, var(--accent) 6%, transparent); }
+.whole { white-space: nowrap; } td wbr { display: none; }
 .dot { display: inline-block; width: .65em; height: .65em; border-radius: 50%; margin-right: .5em; }
 .bar {
   display: inline-block; width: 100%; min-width: 8rem; height: .62rem; background: var(--plain); border-radius: 99px;
@@ -111,6 +114,12 @@ footer { padding: 1.5rem 1.25rem 3rem; color: var(--soft); font-size: .88rem; }
   body { font-size: 15px; } .cards { grid-template-columns: repeat(auto-fill, minmax(158px, 1fr)); gap: .6rem; }
   .card { padding: .65rem .75rem; } .card .big { font-size: 1.6rem; } .card dl { font-size: .84rem; gap: .1rem .4rem; }
   th, td { padding: .4rem .6rem; } header { padding-top: 1.4rem; }
+  .scroll td:first-child, .scroll th:first-child {
+    position: sticky; left: 0; z-index: 1; background: var(--card); white-space: normal;
+    max-width: 11rem; overflow-wrap: break-word; box-shadow: inset -1px 0 var(--line);
+  }
+  .scroll td:first-child:has(.dot) { min-width: 8.8rem; } .scroll td:first-child wbr { display: inline; }
+  .tall th:first-child { z-index: 2; }
 }
 @media print { nav { display: none; } section { break-inside: avoid-page; } .scroll.tall { max-height: none; } }
 """
@@ -127,7 +136,7 @@ SCRIPT = """
     var narrow = window.innerWidth < 560;
     var axis = {
       gridcolor: color("--line"), linecolor: color("--line"), zerolinecolor: color("--line"),
-      automargin: true, fixedrange: narrow, tickfont: { size: 12 }
+      automargin: true, fixedrange: narrow, tickfont: { size: 12 }, tickangle: 0
     };
     var title = { font: { size: 13, color: color("--soft") }, standoff: 12 };
     var full = JSON.parse(JSON.stringify(layout));
@@ -146,9 +155,18 @@ SCRIPT = """
       margin: { l: 56, r: 24, t: 28, b: 48 }, hovermode: "closest"
     }, full);
   }
+  function height(spec) {
+    var marks = spec.data.filter(function (trace) { return trace.name && trace.showlegend !== false; }).length;
+    return spec.height + (window.innerWidth < 560 && marks > 2 ? 19 * marks : 0);
+  }
   function draw() {
     specs.forEach(function (item) {
-      Plotly.react(item.div, item.spec.data, themed(item.spec.layout), { displayModeBar: false, responsive: true });
+      item.div.style.height = height(item.spec) + "px";
+      try {
+        Plotly.react(item.div, item.spec.data, themed(item.spec.layout), { displayModeBar: false, responsive: true });
+      } catch (error) {
+        item.div.textContent = "This plot could not be drawn: " + error;
+      }
     });
   }
   draw();

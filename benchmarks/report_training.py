@@ -66,13 +66,16 @@ def _hashes(found: ReportInput) -> list[Html]:
         for item in found.evaluations
         if item.get("file_sha256") and item["file_sha256"] not in known
     ]
+    known |= {item.get("file_sha256") for item in found.evaluations}
+    measured = {record.sha256: found.labels[record.sha256] for record in found.all_records}
+    rows += [[f"measured: {name}", _mono(sha256)] for sha256, name in measured.items() if sha256 not in known]
     return [subtitle("Files"), table(["file", "SHA-256"], rows, left=(0, 1))] if rows else []
 
 
 def _machine(found: ReportInput) -> list[Html]:
-    if not found.records:
+    if not found.all_records:
         return []
-    record = found.records[0]
+    record = found.all_records[0]
     rows: list[list[Cell]] = [
         *_pairs("device", record.device),
         *_pairs("runtime", record.runtime),
@@ -80,7 +83,10 @@ def _machine(found: ReportInput) -> list[Html]:
         ["started", record.started_utc],
     ]
     unknown: list[list[Cell]] = [[key, _wide(reason)] for key, reason in record.unknown.items()]
-    parts = [subtitle(f"Machine ({record.scheme}, {record.profile})"), table(["", "value"], rows, left=(0, 1))]
+    parts = [
+        subtitle(f"Machine ({found.labels[record.sha256]}, {record.profile})"),
+        table(["", "value"], rows, left=(0, 1)),
+    ]
     if unknown:
         inside = table(["key", "why it is not known"], unknown, left=(0, 1))
         parts.append(details("What is not known, and why", inside))

@@ -247,6 +247,19 @@ def test_accuracy_is_matched_by_hash_and_never_by_name(two_files, profile_path, 
     assert by_scheme["w8a8"] is None
 
 
+def test_a_file_is_held_to_the_fp32_file_of_its_own_network_and_data(tmp_path):
+    def document(model, scheme, value, data):
+        path = tmp_path / f"{model}_{scheme}_{data}.json"
+        told = {"model": f"{model}_{scheme}.tflite", "scheme": scheme, "pq": value, "data_sha256": data}
+        path.write_text(json.dumps({**told, "file_sha256": path.name}))
+        return path
+
+    paths = [document(m, s, v, "d") for m, s, v in (("a", "fp32", 30.0), ("a", "w8a8", 29.0), ("b", "fp32", 50.0))]
+    paths += [document("b", "qat_w8a8", 51.0, "d"), document("c", "w8a8", 9.0, "d"), document("a", "w8a8", 8.0, "e")]
+    found = bench.load_accuracy(paths)
+    assert [found[path.name]["fp32_value"] for path in paths] == [30.0, 30.0, 50.0, 50.0, None, None]
+
+
 def test_the_progress_bar_goes_to_the_given_stream_and_reaches_the_end(two_files, profile_path, tmp_path):
     stream = io.StringIO()
     _run(two_files, profile_path, tmp_path / "results.json", progress=stream)

@@ -24,6 +24,8 @@ SECTIONS = (
     "accuracy",
     "tradeoff",
     "latency",
+    "samples",
+    "devices",
     "files",
     "delegates",
     "parity",
@@ -116,11 +118,11 @@ def test_plots_hold_the_values_with_their_intervals(full):
     assert accuracy["fp32"]["x"] == [41.3]
     assert accuracy["fp32"]["error_x"]["arrayminus"][0] == pytest.approx(1.9)
     assert accuracy["fp32"]["error_x"]["array"][0] == pytest.approx(1.8)
-    points = [trace for trace in page.specs["plot-tradeoff"]["data"] if trace["x"] != [None]]
+    points = [t for t in page.specs["plot-tradeoff"]["data"] if t["mode"] == "markers" and t["x"] != [None]]
     assert len(points) == 2 * len(SCHEMES)
-    stages = page.specs["plot-stages"]["data"]
+    stages = page.specs["plot-stages0"]["data"]
     assert [trace["x"][0] for trace in stages][0::2] == [1.2, 6.3]
-    assert len(page.specs["plot-samples0"]["data"]) == len(SCHEMES)
+    assert sum(name.startswith("plot-samples") for name in page.specs) == 2 * len(SCHEMES)
 
 
 def test_pictures_are_embedded_as_small_jpegs_with_the_truth_first(tmp_path):
@@ -166,7 +168,7 @@ def test_what_was_not_run_is_stated_and_not_invented(full, tmp_path, kept):
         "convert": {"summary", "files", "provenance"},
         "check": {"delegates"},
         "verify": {"parity"},
-        "benchmark": {"summary", "latency", "provenance"},
+        "benchmark": {"summary", "latency", "samples", "devices", "provenance"},
     }
     assert drawn == allowed[kept]
 
@@ -275,7 +277,7 @@ def test_missing_samples_are_a_remark_and_the_table_stays(tmp_path):
     (tmp_path / "benchmark" / item.samples_file).unlink()
     own, _ = _page(tmp_path)
     assert "Raw samples of fp32" in own
-    assert "No raw samples" in Page(own).texts["latency"]
+    assert "No raw samples" in Page(own).texts["samples"]
 
 
 def test_a_record_or_picture_that_points_outside_its_folder_is_not_read(tmp_path):
@@ -344,3 +346,22 @@ def test_numbers_are_written_with_three_digits_and_what_is_no_number_is_a_dash()
     assert size(13_100_000) == "13.10\u202fMB"
     assert size(4_100) == "4.1\u202fkB"
     assert interval(1.0, None) == "–"
+
+
+@pytest.mark.parametrize(
+    ("told", "words"),
+    [
+        ({"passed": True, "verdict": "passed"}, "passed"),
+        ({"passed": True}, "passed"),  # as written before there were verdicts
+        ({"passed": True, "verdict": "accumulated"}, "far, but no layer is wrong"),
+        ({"passed": False, "verdict": "failed"}, "failed"),
+    ],
+)
+def test_the_verdict_of_a_verification_is_told_as_it_is(tmp_path, told, words):
+    mirror = {"source": "file", "equal": 1.0, "max_lsb": 0}
+    write_run_folder(tmp_path)
+    for path in (tmp_path / "verify").glob("*.json"):
+        path.write_text(json.dumps({**json.loads(path.read_text()), **told, "integer_mirror": mirror}))
+    text = Page(write_report(tmp_path, tmp_path / "report.html").read_text()).texts["parity"]
+    assert words in text
+    assert "equal bit for bit to the integer mirror of the file" in text
