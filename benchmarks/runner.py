@@ -51,6 +51,8 @@ class Opened:
         delegate_actual: What the runtime says it used, or None.
         nodes_delegated: Nodes the delegate took, or None.
         nodes_total: Nodes of the graph, or None.
+        partitions: Pieces of the graph that the delegate runs, or None.
+        refused: Operators it left, each with the runtime's reason where it gives one.
         unknown: Why one of these is None, by name.
         no_latency: Why no time of this file may stand in a record as a latency, or "" where it may.
     """
@@ -62,6 +64,8 @@ class Opened:
     delegate_actual: str | None = None
     nodes_delegated: int | None = None
     nodes_total: int | None = None
+    partitions: int | None = None
+    refused: tuple[str, ...] = ()
     unknown: Mapping[str, str] = field(default_factory=dict)
     no_latency: str = ""
 

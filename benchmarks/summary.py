@@ -121,9 +121,17 @@ def summarise(
         outliers={"mild": outliers.mild, "severe": outliers.severe},
         environment=dict(environment),
         valid=series.target_met and subject.kind == "measured",
-        warnings=[*_not_measured(subject.kind), *_warnings(series, plan, environment, outliers)],
+        warnings=[
+            *_not_measured(subject.kind),
+            *_not_delegated(subject, opened),
+            *_warnings(series, plan, environment, outliers),
+        ],
         samples_file=samples_file,
-        protocol=_protocol(series, plan, subject),
+        protocol={
+            **_protocol(series, plan, subject),
+            "partitions": opened.partitions,
+            "refused": list(opened.refused),
+        },
         unknown=_unknown(subject, opened, early, drift),
     )
     return _without_times(record, opened.no_latency) if opened.no_latency else record
@@ -204,6 +212,8 @@ def _protocol(series: Series, plan: Plan | Sustain, subject: Subject) -> dict[st
 
 def _unknown(subject: Subject, opened: Opened, early: stats.EarlyStopping, drift: Drift | None) -> dict[str, str]:
     reasons = dict(opened.unknown)
+    if opened.partitions is None:
+        reasons.setdefault("protocol.partitions", "the runner does not tell")
     if subject.peak_memory_mb is None:
         reasons["peak_memory_mb"] = "not asked for: it takes a process of its own (--memory)"
     if subject.accuracy is None:
@@ -219,6 +229,13 @@ def _unknown(subject: Subject, opened: Opened, early: stats.EarlyStopping, drift
 
 def _not_measured(kind: Kind) -> list[str]:
     return [] if kind == "measured" else [f"{kind}: no device takes these times; do not quote them as its latency"]
+
+
+def _not_delegated(subject: Subject, opened: Opened) -> list[str]:
+    if None in (opened.nodes_delegated, opened.nodes_total) or opened.nodes_delegated == opened.nodes_total:
+        return []
+    taken = f"{opened.nodes_delegated} of {opened.nodes_total} nodes"
+    return [] if subject.delegate == "none" else [f"{taken} ran on {subject.delegate}, the rest outside it"]
 
 
 def _warnings(

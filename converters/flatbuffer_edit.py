@@ -141,6 +141,39 @@ class Editor:
             main.operators, main.inputs, main.outputs, model.signatureDefs = kept
             model.buffers = buffers
 
+    def part(self, ops: Sequence[int], inputs: Sequence[int], outputs: Sequence[int]) -> bytes:
+        """Returns a file of some operators and the constants they read, with a signature of its own.
+
+        Args:
+            ops: Operators in execution order.
+            inputs: Tensors that become its arguments, called input_000, input_001 ...
+            outputs: Tensors that become its results, called output_000, output_001 ...
+        """
+        model, main, schema = self._model, self._main, _tool().schema_fb
+        kept = main.operators, main.inputs, main.outputs, model.signatureDefs, model.buffers, model.metadata
+        main.operators = [kept[0][op] for op in ops]
+        held = {main.tensors[t].buffer for o in main.operators for t in map(int, o.inputs) if t >= 0}
+        main.inputs, main.outputs, model.metadata = list(inputs), list(outputs), []
+        model.buffers = [b if i in held else _tool().BufferT() for i, b in enumerate(kept[4])]
+        model.signatureDefs = [_signature(schema, inputs, outputs)]
+        try:
+            return _pack(model)
+        finally:
+            main.operators, main.inputs, main.outputs, model.signatureDefs, model.buffers, model.metadata = kept
+
+
+def _signature(schema: Any, inputs: Sequence[int], outputs: Sequence[int]) -> Any:
+    signature = schema.SignatureDefT()
+    signature.signatureKey, signature.subgraphIndex = b"serving_default", 0
+    for key, tensors in (("input", inputs), ("output", outputs)):
+        entries = []
+        for number, index in enumerate(tensors):
+            entry = schema.TensorMapT()
+            entry.name, entry.tensorIndex = f"{key}_{number:03}".encode(), int(index)
+            entries.append(entry)
+        setattr(signature, f"{key}s", entries)
+    return signature
+
 
 def _content(buffer: Any) -> bool:
     return buffer.data is not None and len(buffer.data) > 0

@@ -47,6 +47,7 @@ class OpRule:
         checks: Names of further checks, in code.
         kernels: Places of inputs that are weights also where they are computed: they have no batch.
         max_rank: Largest rank, where it differs from the table's.
+        max_version: Newest version of the operator; 0 allows all.
         rewrite: What to write instead where one of the above is violated.
         warning: Text that always goes with this operator; "" for none.
         warning_source: Key of `sources` for it, where it differs from `source`.
@@ -60,6 +61,7 @@ class OpRule:
     checks: tuple[str, ...] = ()
     kernels: tuple[int, ...] = ()
     max_rank: int = 0
+    max_version: int = 0
     rewrite: str = ""
     warning: str = ""
     warning_source: str = ""
@@ -125,7 +127,7 @@ class RuleTable(TableHeader):
         rule = self.ops.get(op.name)
         if rule is None:
             return [self._unknown(op)]
-        tests = [_dtypes, _weights, _constants, self._shape, self._activation, *map(self._named, rule.checks)]
+        tests = [_version, _dtypes, _weights, _constants, self._shape, self._activation, *map(self._named, rule.checks)]
         found = [f for test in tests if (f := test(graph, op, rule)) is not None]
         refusals = [f for f in found if not f.warning]
         warnings = [f for f in found if f.warning]
@@ -169,6 +171,13 @@ class RuleTable(TableHeader):
             return None
         reason = f"{op.name} with a fused {word}; accepted: {', '.join(self.activations)}"
         return Finding(reason, "write the activation as an operator of its own", self.limits_source)
+
+
+def _version(graph: Graph, op: OpInfo, rule: OpRule) -> Finding | None:
+    if not rule.max_version or op.version <= rule.max_version:
+        return None
+    reason = f"version {op.version} of {op.name}; accepted: up to {rule.max_version}"
+    return Finding(reason, rule.rewrite or "use an older form of this operator, or move it to the decoder")
 
 
 def _dtypes(graph: Graph, op: OpInfo, rule: OpRule) -> Finding | None:

@@ -11,6 +11,7 @@ from typing import Any
 import click
 
 from edge_seg import __version__
+from edge_seg.commands.bisect import bisect
 from edge_seg.commands.compare import compare
 from edge_seg.commands.convert import convert_options, run_convert
 from edge_seg.commands.devices import devices
@@ -19,6 +20,7 @@ from edge_seg.commands.gate import gate
 from edge_seg.commands.measuring import measuring_options
 from edge_seg.commands.mixed import run_sensitivity, sensitivity_options
 from edge_seg.commands.profiles import profiles
+from edge_seg.commands.report import report
 from edge_seg.commands.sustain import sustain
 from edge_seg.commands.verify import run_verify, verify_options
 from edge_seg.errors import CheckFailed, EdgeSegError, InputError
@@ -297,20 +299,8 @@ def benchmark(
     _emit([r.to_json() for r in records], benchmark_text(records), as_json)
 
 
-for _command in (profiles, devices, sustain, compare, gate, fleet):
+for _command in (bisect, profiles, devices, sustain, compare, gate, fleet, report):
     cli.add_command(_command)
-
-
-@cli.command()
-@click.argument("folder", type=_FILE)
-@click.option("--out", type=_FILE, help="HTML file; default FOLDER/report.html.")
-@_json_option
-def report(folder: Path, out: Path | None, as_json: bool) -> None:
-    """Write one self-contained HTML page from a run's folder. Example: edge-seg report runs/quickstart."""
-    from edge_seg.benchmarks.report import write_report
-
-    file = write_report(folder, out or folder / "report.html")
-    _emit({"file": str(file)}, str(file), as_json)
 
 
 @cli.command()

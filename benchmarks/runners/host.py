@@ -57,7 +57,11 @@ def _facts(runner: TfliteRunner, init_ms: float) -> Opened:
     """Collects what the runtime tells; what it does not tell stays None with the reason."""
     told = runner.xnnpack_partitions()
     actual = None if told.partitions is None else "xnnpack" if told.partitions else "none"
-    silent = {"delegate_actual": actual, "nodes_delegated": told.nodes_delegated}
+    silent = {
+        "delegate_actual": actual,
+        "nodes_delegated": told.nodes_delegated,
+        "protocol.partitions": told.partitions,
+    }
     return Opened(
         model=runner.contract.model.name,
         scheme=runner.contract.model.scheme,
@@ -66,6 +70,8 @@ def _facts(runner: TfliteRunner, init_ms: float) -> Opened:
         delegate_actual=actual,
         nodes_delegated=told.nodes_delegated,
         nodes_total=told.nodes_total,
+        partitions=told.partitions,
+        refused=tuple(f"{op.name} #{op.index}" for op in told.outside) if told.partitions else (),
         unknown={key: told.reason for key, value in silent.items() if value is None},
     )
 

@@ -1,12 +1,14 @@
 """Runs a file on LiteRT's GPU accelerator on this machine, over a real GPU or a Vulkan driver in software.
 
 A software driver gives right numbers and no latency of any GPU: what it takes is recorded as "emulated". The
-accelerator gets every operator or refuses the file, so nothing measured here ran on the CPU's kernels.
+accelerator is offered the whole file first; only if it refuses an operator is the file opened again with the CPU for
+the rest, and the record then says how many nodes ran on the GPU, as the runtime counted them, and what it refused.
 """
 
 from __future__ import annotations
 
 import contextlib
+import re
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -17,6 +19,7 @@ from numpy.typing import NDArray
 
 from edge_seg.benchmarks import machine
 from edge_seg.benchmarks.profile import Profile
+from edge_seg.benchmarks.residency import read_residency
 from edge_seg.benchmarks.result import Kind
 from edge_seg.benchmarks.runner import RUNNERS, Opened, StageTimes
 from edge_seg.errors import InputError
@@ -26,6 +29,7 @@ if TYPE_CHECKING:
     from edge_seg.converters.gpu.runner import GpuRunner
 
 DELEGATE = "gpu"
+_SEVERITY = re.compile(r"^(?:INFO|WARNING|ERROR): ")
 
 
 class HostGpuExecutor:
@@ -36,11 +40,16 @@ class HostGpuExecutor:
     """
 
     def __init__(self, path: Path, precision: Literal["fp32", "fp16"]) -> None:
+        from edge_seg.converters.gpu.accelerator import OpsRefused
         from edge_seg.converters.gpu.runner import GpuRunner
         from edge_seg.evaluation.predictor import Predictor
 
         start_s = time.perf_counter()
-        self._runner = GpuRunner(path, precision=precision)
+        try:
+            self._runner = GpuRunner(path, precision=precision)
+        except OpsRefused:
+            start_s = time.perf_counter()
+            self._runner = GpuRunner(path, precision=precision, with_cpu=True)
         init_ms = (time.perf_counter() - start_s) * 1e3
         try:
             self._predictor = Predictor(self._runner)
@@ -61,15 +70,23 @@ class HostGpuExecutor:
 
 
 def _facts(runner: GpuRunner, init_ms: float) -> Opened:
-    total = len(runner.graph.ops)
+    """Collects what the runtime told. A file that opened for the GPU and nothing else runs there whole."""
+    told = read_residency(_SEVERITY.sub("", line) for line in runner.told.splitlines())
+    share, total = told.of(DELEGATE), len(runner.graph.ops)
+    taken: int | None = total
+    if runner.with_cpu:
+        taken, total = (share.nodes_delegated, share.nodes_total or total) if share else (None, total)
+    silent = {"nodes_delegated": taken, "protocol.partitions": None}
     return Opened(
         model=runner.contract.model.name,
         scheme=runner.contract.model.scheme,
         init_ms=init_ms,
         runtime=runner.runtime,
         delegate_actual=DELEGATE,
-        nodes_delegated=total,
+        nodes_delegated=taken,
         nodes_total=total,
+        refused=told.refused,
+        unknown={key: "LiteRT does not log it" for key, value in silent.items() if value is None},
     )
 
 
@@ -96,7 +113,7 @@ class HostGpuRunner:
 
         Raises:
             InputError: Another delegate than "gpu", or a profile that leaves the precision open.
-            ArtifactError: The accelerator does not take the file whole.
+            ArtifactError: The accelerator takes no operator of the file.
             MissingHere: There is no Vulkan implementation that computes in the profile's precision.
         """
         if delegate != DELEGATE:

@@ -3,7 +3,7 @@
 Native GPU code may crash or hang; here it takes down a child process and not the program. The parent's side is
 `Accelerator`; `python -m edge_seg.converters.gpu.accelerator FD` is the child, which talks over the socket FD. The
 child asks for the GPU and nothing else, so that an operator the accelerator does not take is an error, not a run on
-the CPU.
+the CPU; who wants the rest on the CPU asks for that by name.
 """
 
 from __future__ import annotations
@@ -94,6 +94,7 @@ class Accelerator:
         precision: "fp32" forces float32 arithmetic, "fp16" is the accelerator's default where a device can do it.
         vulkan: The implementation to use; None takes the first one found here that computes in `precision`.
         benchmark_mode: Makes `run` wait for the device, so that its time lies in `RunTimes.run_ms`.
+        with_cpu: Lets the CPU run the operators that the accelerator does not take; `told` then says how many.
 
     Raises:
         InputError: An unknown precision.
@@ -101,11 +102,17 @@ class Accelerator:
     """
 
     def __init__(
-        self, precision: Precision = "fp32", *, vulkan: Vulkan | None = None, benchmark_mode: bool = False
+        self,
+        precision: Precision = "fp32",
+        *,
+        vulkan: Vulkan | None = None,
+        benchmark_mode: bool = False,
+        with_cpu: bool = False,
     ) -> None:
         if precision not in PRECISIONS:
             raise InputError(f"There is no precision {precision!r}.", expected=" or ".join(PRECISIONS))
-        self._request = (precision, benchmark_mode)
+        self._request = (precision, benchmark_mode, with_cpu)
+        self.told = ""  # what the runtime logged when it opened the file
         self._child: _Child | None = None
         candidates = [vulkan] if vulkan is not None else found()
         if not candidates:
@@ -159,7 +166,8 @@ class Accelerator:
         kind, answer = self._ask(("open", str(path), *self._request), START_TIMEOUT_S)
         if kind != "ok":
             raise _refusal(path, answer, child.log(before))
-        if not _API.search(child.log(before)):
+        self.told = child.log(before)
+        if not _API.search(self.told):
             raise ArtifactError(f"LiteRT opened {path} and did not say that it runs on the GPU.")
         self.outputs: tuple[str, ...] = tuple(answer)
 
@@ -318,13 +326,16 @@ class _Server:
         self._inputs: list[_Place] = []
         self._outputs: list[_Place] = []
 
-    def open(self, path: str, precision: str, benchmark_mode: bool) -> list[str]:
-        """Compiles a file for the GPU alone; returns the names of its results in the runtime's order."""
+    def open(self, path: str, precision: str, benchmark_mode: bool, with_cpu: bool = False) -> list[str]:
+        """Compiles a file for the GPU, alone or with the CPU; returns its results' names in the runtime's order."""
         from ai_edge_litert import compiled_model as litert
 
         self._inputs, self._outputs, self._model = [], [], None
         gpu = litert.GpuOptions(enforce_f32=precision == "fp32", benchmark_mode=benchmark_mode)
-        options = litert.Options(hardware_accelerators=litert.HardwareAccelerator.GPU, gpu_options=gpu)
+        wanted = litert.HardwareAccelerator.GPU
+        if with_cpu:
+            wanted |= litert.HardwareAccelerator.CPU
+        options = litert.Options(hardware_accelerators=wanted, gpu_options=gpu)
         model = litert.CompiledModel.from_file(path, options=options)
         key, names = next(iter(model.get_signature_list().items()))
         self._inputs = _places(names["inputs"], model.get_input_tensor_details(key), model.create_input_buffers(0))

@@ -28,15 +28,19 @@ class GpuRunner:
         path: A .tflite that carries its contract.
         precision: Arithmetic; a device that computes in another one is refused.
         benchmark_mode: Makes `times.run_ms` hold the device's time; otherwise most of it can be in `times.read_ms`.
+        with_cpu: Lets the CPU run the operators that the accelerator does not take; `told` then says how many.
 
     Raises:
         InputError: No such file, or a bad argument.
-        ArtifactError: The file is broken, carries no contract, or an operator of it is not taken.
+        ArtifactError: The file is broken or carries no contract.
+        OpsRefused: An operator of it is not taken, and the CPU may not run it.
         MissingHere: No Vulkan implementation here runs the accelerator in this precision.
     """
 
-    def __init__(self, path: Path, *, precision: Precision = "fp32", benchmark_mode: bool = False) -> None:
-        self.path = path
+    def __init__(
+        self, path: Path, *, precision: Precision = "fp32", benchmark_mode: bool = False, with_cpu: bool = False
+    ) -> None:
+        self.path, self.with_cpu = path, with_cpu
         self.graph: Graph = read_graph(path)
         self.contract: Contract = read_contract(path)
         signature = self.graph.signatures[0] if self.graph.signatures else None
@@ -44,7 +48,7 @@ class GpuRunner:
             raise InputError(f"{path} has no signature.", todo="convert it again with edge-seg")
         keys = {index: key for key, index in signature.outputs.items()}
         _, outputs = places(self.graph, self.contract)
-        self._accelerator = Accelerator(precision, benchmark_mode=benchmark_mode)
+        self._accelerator = Accelerator(precision, benchmark_mode=benchmark_mode, with_cpu=with_cpu)
         self.adapter = self._accelerator.adapter
         self.times = RunTimes(0.0, 0.0, 0.0)
         self._raw: list[NDArray[Any]] = []
@@ -55,6 +59,11 @@ class GpuRunner:
         except BaseException:
             self.close()
             raise
+
+    @property
+    def told(self) -> str:
+        """What the runtime logged when it opened the file."""
+        return self._accelerator.told
 
     @property
     def runtime(self) -> dict[str, str]:
