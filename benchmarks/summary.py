@@ -202,6 +202,7 @@ def _protocol(series: Series, plan: Plan | Sustain, subject: Subject) -> dict[st
         "stopped_by": series.stopped_by,
         "reached_ci_pct": round(series.interval.width_pct, 3),
         **plan.rule(),
+        **({"block_runs": series.block_runs} if series.block_runs else {}),
         **({} if pace is None else {"frames": pace.slots_n, "missed": pace.missed_n, "late": pace.late_n}),
         "images_n": subject.images_n,
         "images_sha256": subject.images_sha256,

@@ -146,3 +146,24 @@ def test_nothing_to_measure_is_an_error(executors, images):
     clock = FakeClock()
     with pytest.raises(InputError, match="nothing to measure"):
         measure([FakeExecutor(lambda i: 1.0, clock=clock)] * executors, IMAGES[:images], PLAN, clock=clock)
+
+
+@pytest.mark.parametrize(
+    ("times_ms", "block_runs"),
+    [((1.0, 1.0), 8), ((10.0, 5.0), 8), ((2.0, 20.0), 4), ((200.0, 1.0), 2), ((0.0, 0.0), 8)],
+)
+def test_files_that_take_turns_share_blocks_as_short_as_the_slowest_of_them_allows(times_ms, block_runs):
+    clock, log = FakeClock(), []
+    files = [
+        FakeExecutor(lambda i, ms=ms: ms, clock=clock, name=name, log=log)
+        for name, ms in zip("ab", times_ms, strict=True)
+    ]
+    series = measure(files, IMAGES, PLAN, clock=clock)
+    assert [one.block_runs for one in series] == [block_runs] * 2
+    assert all(one.samples.run_ms.size % block_runs == 0 for one in series)
+    warm_up = 2 * 2 * PLAN.window_runs  # of both files; then one run brings the caches back, and a block
+    assert "".join(log[warm_up:]).startswith("a" * (1 + block_runs) + "b" * (1 + 2 * block_runs) + "a")
+
+
+def test_a_file_alone_has_no_turns_to_shorten():
+    assert _measure(lambda i: 100.0).block_runs == PLAN.block_runs

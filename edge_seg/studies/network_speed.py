@@ -195,8 +195,8 @@ def run(
         "device": machine.host_device(),
         "environment": watch(),
         "threads": 1,
-        "ratios": {"method": _RATIOS, "block_runs": plan.block_runs, "least_blocks": LEAST_BLOCKS},
-        "rows": _with_ratios(rows, series, plan.block_runs),
+        "ratios": {"method": _RATIOS, "block_runs": series[0].block_runs, "least_blocks": LEAST_BLOCKS},
+        "rows": _with_ratios(rows, series, series[0].block_runs),
     }
     write_json(out / "networks.json", document)
     return document

@@ -59,7 +59,7 @@ def compared_once(
 
     series = measure(executors, images, plan, on_block=block)
     first, second = (one.samples.run_ms for one in series)
-    turns, apart = compare_turns([second], [first], block_runs=plan.block_runs), compare_medians([second], [first])
+    turns, apart = compare_turns([second], [first], block_runs=series[0].block_runs), compare_medians([second], [first])
     return {
         **_told(turns.ratio),
         "within": abs(turns.ratio.value - 1.0) <= WITHIN_PCT / 100.0,
