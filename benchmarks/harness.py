@@ -40,8 +40,7 @@ class Plan:
         target_ci_pct: Full width of the 95 % interval of the median to reach, percent of the median.
         block_runs: Most counted runs of a file before the next one has its turn.
         block_s: Length of a turn, seconds, of which runs that take longer make shorter blocks: neighbours in time share
-            more of what the machine does. A file measured against itself on a shared machine (35 ms a run): interval
-            of the ratio of +- 2 to 4 % with 8 runs in a block, +- 1.1 to 1.7 % with 2.
+            more of what the machine does (results/README.md, `same_file`).
         window_runs: Warm-up compares the medians of the last two windows of this many runs.
         flat_pct: Largest change between the two windows that counts as flat, percent.
         max_warmup_runs: Runs after which warm-up ends, flat or not.

@@ -8,20 +8,20 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from edge_seg.artifact import sha256_of
+from edge_seg.artifact import plain_json, sha256_of
 from edge_seg.contract import Contract, Quantization
 from edge_seg.converters.flatbuffer import Graph
 from edge_seg.converters.interpreter import TfliteRunner
 from edge_seg.converters.output_parity import Tolerance
 from edge_seg.converters.second_interpreter import SecondInterpreter
-from edge_seg.converters.verify import TOLERANCES, plain_document
+from edge_seg.converters.verify import TOLERANCES
 from edge_seg.errors import ArtifactError, InputError
 
 SEEDED_PICTURES = 4
@@ -105,7 +105,8 @@ class AgreementReport:
 
     def to_json(self) -> dict[str, Any]:
         """Returns the report as plain JSON types; infinite ratios become null."""
-        return plain_document(self)
+        document: dict[str, Any] = plain_json(asdict(self))
+        return document
 
     def text(self) -> str:
         """Returns the report for people, one output a line."""

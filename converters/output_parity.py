@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -68,27 +69,29 @@ class OutputTally:
 
     Args:
         output: The output.
-        float32_error: How far PyTorch's float32 is known to be from its float64, as a share of the range.
+        float32_error: How far PyTorch's float32 is from its float64 on the seeded pictures, as a share of the range.
     """
 
     def __init__(self, output: OutputTensor, float32_error: float) -> None:
-        self.output, self.float32_error = output, float32_error
-        self.max_abs = self.noise = self.signal = self.product = self.power = 0.0
+        self.output = output
+        # of the seeded and of the given pictures: rounding on the one excuses no error on the other
+        self.float32_error, self.max_abs = [float32_error, 0.0], [0.0, 0.0]
+        self.noise = self.signal = self.product = self.power = 0.0
         self.low, self.high = math.inf, -math.inf
         self.count = self.exact = self.near = self.max_lsb = 0
         self.moved_noise = np.zeros(len(_MOVES))
 
     def add_float32(self, single: NDArray[Any], double: NDArray[Any]) -> None:
-        """Takes PyTorch's float32 and float64 on a picture: float32 may be further off there than was known."""
+        """Takes PyTorch's float32 and float64 on a given picture, where float32 may be further off."""
         error = _ratio(float(np.abs(single - double).max()), float(np.ptp(double)))
-        self.float32_error = max(self.float32_error, error)
+        self.float32_error[1] = max(self.float32_error[1], error)
 
-    def add(self, wanted: NDArray[Any], found: NDArray[Any], raw: NDArray[Any]) -> None:
+    def add(self, wanted: NDArray[Any], found: NDArray[Any], raw: NDArray[Any], *, given: bool = False) -> None:
         """Takes the output for one picture: PyTorch's, the file's as reals, and as the file has it."""
         a, b = wanted.astype(np.float64), found.astype(np.float64)
         error = np.abs(a - b)
         # max() of Python drops NaN; a NaN anywhere must end in a failed check
-        self.max_abs = float(np.maximum(self.max_abs, np.max(error)))
+        self.max_abs[given] = float(np.maximum(self.max_abs[given], np.max(error)))
         self.low, self.high = min(self.low, float(a.min())), max(self.high, float(a.max()))
         self.noise += float((error**2).sum())
         self.moved_noise += [float(((a - np.roll(b, move, axis=(1, 2))) ** 2).sum()) for move in _MOVES]
@@ -111,33 +114,34 @@ class OutputTally:
 
     def result(self, tolerance: Tolerance) -> OutputParity:
         """Returns the figures over all pictures and whether they are within the tolerance."""
-        output_range = self.high - self.low
-        of_range = _ratio(self.max_abs, output_range)
+        output_range, max_abs = self.high - self.low, float(np.max(self.max_abs))
+        of_range = [_ratio(error, output_range) for error in self.max_abs]
         snr_db = _decibel(self.signal, self.noise)
         whole = self.output.quantization is not None
         displaced = bool(self.moved_noise.min() < self.noise)
         return OutputParity(
             name=self.output.name,
-            max_abs=self.max_abs,
+            max_abs=max_abs,
             output_range=output_range,
-            max_of_range=of_range,
-            torch_float32_of_range=self.float32_error,
+            max_of_range=_ratio(max_abs, output_range),
+            torch_float32_of_range=max(self.float32_error),
             snr_db=snr_db,
             cosine=_ratio(self.product, math.sqrt(self.signal * self.power)) if self.noise else 1.0,
             exact=self.exact / self.count if whole else None,
             within_1_lsb=self.near / self.count if whole else None,
             max_lsb=self.max_lsb if whole else None,
             displaced=displaced,
-            passed=_holds(tolerance, of_range, snr_db, self.float32_error) and not displaced,
+            passed=all(map(partial(_near, tolerance), of_range, self.float32_error))
+            and (tolerance.min_snr_db is None or snr_db >= tolerance.min_snr_db)
+            and not displaced,
         )
 
 
-def _holds(tolerance: Tolerance, of_range: float, snr_db: float, floor: float) -> bool:
-    """Whether the figures are within the tolerance; NaN never is."""
+def _near(tolerance: Tolerance, of_range: float, float32_error: float) -> bool:
+    """Whether an error, as a share of the range, is within the tolerance; NaN never is."""
     limit = tolerance.max_of_range
-    near = limit is None or of_range <= max(limit, tolerance.floor_factor * floor)
-    clean = tolerance.min_snr_db is None or snr_db >= tolerance.min_snr_db
-    return near and clean and not math.isnan(of_range)
+    within = limit is None or of_range <= max(limit, tolerance.floor_factor * float32_error)
+    return within and not math.isnan(of_range)
 
 
 def _ratio(part: float, whole: float) -> float:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import math
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -12,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal, Union
 import numpy as np
 from numpy.typing import NDArray
 
-from edge_seg.artifact import sha256_of
+from edge_seg.artifact import plain_json, sha256_of
 from edge_seg.contract import Contract
 from edge_seg.converters.emulated import EmulatedRunner
 from edge_seg.converters.exported import Exported, Reference, open_exported, read_reference
@@ -55,16 +54,6 @@ HALF_ARITHMETIC = Tolerance(None, 12.0)
 
 _WORDS: Mapping[Verdict, str] = {"passed": "passed", "accumulated": "passed, BUT FAR", "failed": "FAILED"}
 _ACCUMULATED = "their rounding adds up. `evaluate` tells what that costs"
-
-
-def plain_document(report: Any) -> dict[str, Any]:
-    """Returns a report (a dataclass with `outputs`) as plain JSON types; infinite ratios become null."""
-    document = asdict(report)
-    document["outputs"] = [
-        {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in o.items()}
-        for o in document["outputs"]
-    ]
-    return document
 
 
 @dataclass(frozen=True)
@@ -116,7 +105,7 @@ class VerifyReport:
 
     def to_json(self) -> dict[str, Any]:
         """Returns the report as plain JSON types; infinite ratios become null."""
-        return {"verdict": self.verdict, **plain_document(self)}
+        return {"verdict": self.verdict, **plain_json(asdict(self))}
 
     def _device(self) -> str:
         if "machine" in self.runtime:
@@ -216,7 +205,7 @@ def _compare(runner: Runner, exported: Exported, images: Sequence[NDArray[np.uin
         found = runner(picture)
         raw = runner.raw_outputs()
         for name, tally in tallies.items():
-            tally.add(wanted[name], found[name], raw[name])
+            tally.add(wanted[name], found[name], raw[name], given=bool(place))
         integers.add(picture, raw)
         if machines:
             machines.add(picture, raw)

@@ -7,6 +7,7 @@ import hashlib
 import importlib.metadata
 import io
 import json
+import math
 import os
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
@@ -90,6 +91,15 @@ def write_arrays(path: Path, arrays: Mapping[str, NDArray[Any]]) -> None:
 def write_json(path: Path, document: Any) -> None:
     """Writes a JSON document to `path` atomically, indented, keys in the given order."""
     write_bytes(path, (json.dumps(document, indent=2, ensure_ascii=False) + "\n").encode())
+
+
+def plain_json(value: Any) -> Any:
+    """Returns a value with tuples as lists and numbers that are not finite, which JSON does not know, as None."""
+    if isinstance(value, Mapping):
+        return {k: plain_json(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain_json(v) for v in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def read_json(path: Path, what: str = "JSON document") -> Any:

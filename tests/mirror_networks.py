@@ -17,7 +17,7 @@ from torch import nn
 from edge_seg.artifact import write_bytes, write_manifest
 from edge_seg.converters.convert import convert
 from edge_seg.converters.exported import open_exported
-from edge_seg.layers.ops import Add, Concat, GlobalMean, ResizeLike, Upsample
+from edge_seg.layers.ops import Add, Concat, ConstantMap, GlobalMean, ResizeLike, Upsample
 from edge_seg.layers.split import SplitDepthwise7x7
 
 SIDE = 32
@@ -104,7 +104,9 @@ class Everything(nn.Module):
         self.dilated = GridConv(nn.Conv2d(24, 24, 3, 1, 2, 2), 0.0103, OnGrid(0.0087, -33))
         self.grouped = GridConv(nn.Conv2d(24, 24, 3, 1, 1, groups=3), 0.0087, OnGrid(0.0079, 17), relu())
         self.add = Then(Add(), OnGrid(0.0149, -21))
-        self.split = GridSplit(24, 0.0149)
+        self.here = Then(ConstantMap(torch.randn(1, 24, SIDE // 4, SIDE // 4) * 0.4), OnGrid(0.0091, 6))
+        self.place = Then(Add(), OnGrid(0.0161, -17))
+        self.split = GridSplit(24, 0.0161)
         shared = (0.0311, -12)
         self.deep = GridConv(nn.Conv2d(24, 32, 4, 2, 1), 0.029, OnGrid(*shared), relu())
         self.mean = Then(GlobalMean(), OnGrid(0.0133, -40))
@@ -119,7 +121,7 @@ class Everything(nn.Module):
     def forward(self, image):
         x = self.wide(self.depthwise(self.stem(self.normalise(self.input(image)))))
         x = self.dilated(self.point(x))
-        x = self.split(self.add(x, self.grouped(x)))
+        x = self.split(self.place(self.add(x, self.grouped(x)), self.here()))
         deep = self.deep(x)
         pooled = self.spread(self.pooled(self.mean(deep)), deep)
         joined = self.concat(deep, self.skip(deep), pooled)

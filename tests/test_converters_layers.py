@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 from ai_edge_litert import schema_py_generated as schema
 from layer_faults import (
     bias_moved,
@@ -19,16 +20,20 @@ from layer_faults import (
     whole,
     wrongly_aligned,
 )
+from mirror_networks import SIDE, export_folder
 from test_converters_tinynet import exported_folder, smooth_pictures
+from torch import nn
 
+from edge_seg.converters.convert import convert
 from edge_seg.converters.flatbuffer import read_bytes, read_graph
 from edge_seg.converters.flatbuffer_edit import Editor
 from edge_seg.converters.interpreter import encode, plain_interpreter
-from edge_seg.converters.layers.checks import LAYER_TOLERANCES
+from edge_seg.converters.layers.checks import LAYER_TOLERANCES, LayerChecks
 from edge_seg.converters.layers.figures import MapTally, StepTally
 from edge_seg.converters.layers.values import FileValues
 from edge_seg.converters.layers.verify import verify_layers
 from edge_seg.errors import ArtifactError, InputError
+from edge_seg.layers.ops import Add, ConstantMap
 from edge_seg.schemes import SCHEMES
 
 pytestmark = pytest.mark.slow  # conversions, and kernels without speed
@@ -62,6 +67,40 @@ def test_a_whole_file_has_no_divergence(scheme):
     assert report.first_divergence is None, report.text()
     assert report.passed
     assert all(share <= 1.0 for row in report.layers for share in row.of_allowed.values())
+
+
+class Placed(nn.Module):
+    """A constant map added to one of the picture, as SOLOv2 adds its folded coordinates."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem, self.here = nn.Conv2d(3, 8, 4, 2, 1), ConstantMap(torch.randn(1, 8, SIDE // 2, SIDE // 2) * 40)
+        self.add, self.head = Add(), nn.Conv2d(8, 4, 1)
+
+    def forward(self, image):
+        return self.head(self.add(torch.relu(self.stem(image)), self.here()))
+
+
+@pytest.mark.parametrize("scheme", TINY)
+def test_a_constant_map_is_no_input_that_the_file_computes(scheme, tmp_path):
+    torch.manual_seed(3)
+    folder = export_folder(Placed(), tmp_path / "exported")
+    made = convert(folder, scheme=scheme, out=tmp_path / "out", calibration=smooth_pictures(8, seed=1, side=SIDE))
+    report = verify_layers(made.file, folder)
+    assert (report.passed, report.complete) == (True, True), report.text()
+    (placed,) = [row for row in report.layers if row.op == "ADD"]
+    assert placed.of_allowed
+    assert (placed.mirror_alone is None) == (scheme != "w8a8")
+    assert placed.mirror_alone is None or placed.mirror_alone.exact == 1.0
+
+
+def test_a_layer_whose_arithmetic_was_not_judged_leaves_the_comparison_incomplete(monkeypatch):
+    assert whole("w8a8").complete
+    judge = LayerChecks.arithmetic
+    monkeypatch.setattr(
+        LayerChecks, "arithmetic", lambda checks, layer, *of: None if layer.op.index == 3 else judge(checks, layer, *of)
+    )
+    assert not verify_layers(file_of("w8a8"), folder_of("w8a8")).complete
 
 
 @pytest.mark.parametrize("scheme", ALL)

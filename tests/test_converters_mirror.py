@@ -26,7 +26,7 @@ from edge_seg.schemes import Grid
 
 pytestmark = pytest.mark.slow  # one conversion of twenty operations
 
-KINDS = {"convolution", "add", "concat", "resize_bilinear", "mean_hw"}
+KINDS = {"convolution", "constant", "add", "concat", "resize_bilinear", "mean_hw"}
 
 
 @functools.cache

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import hashlib
 import json
+import math
 import os
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from edge_seg import __version__, artifact
 from edge_seg.artifact import (
     atomic_path,
     manifest_path,
+    plain_json,
     read_json,
     read_manifest,
     sha256_of,
@@ -226,3 +228,9 @@ def test_a_manifest_with_other_keys_is_refused(made, document):
 def test_tools_that_are_not_installed_are_left_out(monkeypatch):
     monkeypatch.setattr(artifact, "_TOOLS", ("numpy", "no-such-tool-anywhere"))
     assert set(tool_versions()) == {"edge_seg", "numpy"}
+
+
+def test_numbers_that_json_does_not_know_become_none():
+    found = plain_json({"a": (1, math.inf), "b": [{"c": math.nan}, "text", None, True], "d": np.float64("-inf")})
+    assert found == {"a": [1, None], "b": [{"c": None}, "text", None, True], "d": None}
+    assert json.loads(json.dumps(found, allow_nan=False)) == found

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import tempfile
 import zipfile
 from collections.abc import Mapping, Sequence
@@ -13,6 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from edge_seg.artifact import plain_json
 from edge_seg.contract import Contract
 from edge_seg.converters.check import DELEGATES, OpFinding, judge
 from edge_seg.converters.flatbuffer import read_bytes
@@ -70,7 +70,7 @@ class Bisected:
             "parting": self._parting_json(),
             "tried": [{"op": op, "range_share": share} for op, share in self.found.tried.items()],
         }
-        return dict(_plain(document))
+        return dict(plain_json(document))
 
     def _parting_json(self) -> dict[str, Any] | None:
         parting = self.parting
@@ -262,11 +262,3 @@ def _figures(found: Difference) -> str:
     snr = "equal" if found.snr_db is None else f"{found.snr_db:.1f} dB"
     steps = "" if found.steps is None else f", {found.steps} steps"
     return f"{found.range_share:.2g} of its range ({snr}{steps})"
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {k: _plain(v) for k, v in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(v) for v in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -85,11 +85,13 @@ class LayerMirror:
         op = self._ops.get(layer.op.index)
         if op is None or self._mirror is None:
             return None
-        read = op.inputs if self.source == "file" else tuple(t for t, _ in layer.inputs)
-        maps = [values[t] for t in read]
-        if len(maps) != len(op.inputs) or any(m.dtype != np.int8 for m in maps):
+        constants = {one.output: one.values_nhwc for one in self._mirror.network.ops if one.kind == "constant"}
+        own = [t for t in op.inputs if t not in constants]
+        read = own if self.source == "file" else [t for t, _ in layer.inputs]
+        if len(read) != len(own) or any(values[t].dtype != np.int8 for t in read):
             return None
-        return self._mirror.step(op, maps)
+        maps = constants | {t: values[place] for t, place in zip(own, read, strict=True)}
+        return self._mirror.step(op, [maps[t] for t in op.inputs])
 
 
 def _paired(mirror: IntegerMirror, layers: Sequence[MatchedLayer], sources: Sources) -> dict[int, IntegerOp]:

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from edge_seg.artifact import plain_json
 from edge_seg.converters.layers.checks import Finding, LayerTolerance
 from edge_seg.converters.layers.figures import MapFigures, StepFigures
 
@@ -114,7 +115,7 @@ class LayersReport:
 
     def to_json(self) -> dict[str, Any]:
         """Returns the report as plain JSON types; ratios that are not finite become null."""
-        document: dict[str, Any] = _finite(asdict(self))
+        document: dict[str, Any] = plain_json(asdict(self))
         return document
 
     def columns(self) -> list[str]:
@@ -143,11 +144,3 @@ class LayersReport:
 
 def _db(figures: MapFigures | None) -> str:
     return "" if figures is None else f"{figures.snr_db:.1f} dB"
-
-
-def _finite(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {k: _finite(v) for k, v in value.items()}
-    if isinstance(value, list | tuple):
-        return [_finite(v) for v in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value

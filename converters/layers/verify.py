@@ -189,7 +189,7 @@ class _Comparison:
         first = next((_divergence(row) for row in layers if row.findings), None)
         return LayersReport(
             passed=first is None,
-            complete=pictures > 0 and not self.checks.rewritten and not self._unmatched(),
+            complete=all(row.of_allowed for row in layers) and not self.checks.rewritten and not self._unmatched(),
             file=str(self.file),
             sha256=sha256_of(self.file),
             scheme=self.scheme,

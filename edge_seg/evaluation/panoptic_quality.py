@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
+from edge_seg.artifact import plain_json
 from edge_seg.contract import ClassInfo
 from edge_seg.errors import InputError
 from edge_seg.evaluation.bootstrap import picture_order
@@ -79,9 +80,8 @@ class PanopticScore:
 
     def to_json(self) -> dict[str, Any]:
         """Returns plain JSON types; nan becomes null."""
-        document = asdict(self)
-        rows = [{key: _finite(value) for key, value in row.items()} for row in document["per_class"]]
-        return {**{key: _finite(value) for key, value in document.items()}, "per_class": rows}
+        document: dict[str, Any] = plain_json(asdict(self))
+        return document
 
 
 class PanopticQuality:
@@ -320,7 +320,3 @@ def _resampled_pq(statistics: NDArray[np.float64], weights: NDArray[np.int64]) -
 def _mean(values: NDArray[np.float64]) -> float:
     finite = values[np.isfinite(values)]
     return float(finite.mean()) if finite.size else math.nan
-
-
-def _finite(value: Any) -> Any:
-    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -66,6 +66,7 @@ def compared_once(
         "alarm": turns.verdict != "no difference seen",
         "mde_pct": round(turns.mde_pct, 3),
         "blocks": turns.blocks[0],
+        "block_runs": series[0].block_runs,
         "of_medians": {
             **_told(apart.ratio),
             "within": abs(apart.ratio.value - 1.0) <= WITHIN_PCT / 100.0,
@@ -112,7 +113,7 @@ def of_profile(
         "threads": profile.threads,
         "delegate": profile.delegates[0],
         "device": runner.device(),
-        "plan": plan.rule(),
+        "plan": {key: value for key, value in plan.rule().items() if key != "block_runs"},  # each time has its own
         **_summary(found),
         "times": found,
     }
