@@ -57,7 +57,8 @@ class Drift:
         last_ms: Median of the last window.
         throttled: Whether trend, change point and the two windows all say that it became slower by more than 5 %;
             None where the run is too short to tell.
-        throttled_at_s: Start of the first two bins in a row that are more than 5 % slower than the first window.
+        throttled_at_s: Start of the bin from which to the end bins that are more than 5 % slower than the first window
+            outnumber the others by the most; a slow moment that passes is not the start.
         unknown: Why `throttled` is None.
     """
 
@@ -120,8 +121,9 @@ def _throttled(drift: Drift, bins: _Bins) -> bool:
 
 def _onset_s(drift: Drift, bins: _Bins) -> float | None:
     slow = bins.medians > drift.first_ms * (1.0 + THROTTLE_PCT / 100.0)
-    pairs = np.flatnonzero(slow[:-1] & slow[1:])
-    return float(bins.times_s[pairs[0]] - bins.times_s[0]) if pairs.size else None
+    outnumber = np.cumsum(np.where(slow, 1, -1)[::-1])  # from each bin to the end, the last bin first
+    bins_n = int(outnumber.argmax()) + 1
+    return float(bins.times_s[-bins_n] - bins.times_s[0]) if outnumber.max() > 0 else None
 
 
 def _binned(times: NDArray[np.float64], values: NDArray[np.float64]) -> _Bins | None:

@@ -279,6 +279,7 @@ def golden(file: Path, images: tuple[Path, ...], out: Path, as_json: bool) -> No
 
 @cli.command()
 @click.option("--memory", is_flag=True, help="Read peak memory too: each file once in a process of its own.")
+@click.option("--max-time", "max_time_s", type=float, help="Seconds a file may be measured instead of the profile's.")
 @measuring_options
 def benchmark(
     files: tuple[Path, ...],
@@ -287,6 +288,7 @@ def benchmark(
     count: int,
     accuracy: tuple[Path, ...],
     memory: bool,
+    max_time_s: float | None,
     out: Path,
     as_json: bool,
 ) -> None:
@@ -294,8 +296,16 @@ def benchmark(
     from edge_seg.benchmarks.bench import benchmark as run
     from edge_seg.steps import benchmark_text, pictures
 
-    images = pictures(data, count, "val")
-    records = run(files, profiles, images=images, out=out, accuracy=accuracy, memory=memory, progress=sys.stderr)
+    records = run(
+        files,
+        profiles,
+        images=pictures(data, count, "val"),
+        out=out,
+        accuracy=accuracy,
+        max_time_s=max_time_s,
+        memory=memory,
+        progress=sys.stderr,
+    )
     _emit([r.to_json() for r in records], benchmark_text(records), as_json)
 
 

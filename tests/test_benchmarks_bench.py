@@ -189,6 +189,17 @@ def test_every_file_delegate_and_session_has_a_record_with_all_keys(two_files, p
     assert TIME.slept_s[-2:] == [30.0, 30.0]
 
 
+def test_sessions_open_the_files_in_either_order_by_turns(two_files, profile_path, tmp_path, monkeypatch):
+    opened = []
+    honest = FakeRunner.open
+    monkeypatch.setattr(FakeRunner, "open", lambda self, path, *of: opened.append(path.stem) or honest(self, path, *of))
+    records = _run(two_files, profile_path, tmp_path / "results.json")
+    assert opened == ["fp32", "w8a8", "w8a8", "fp32"] * 2  # two sessions of each delegate
+    assert [r.scheme for r in records] == ["fp32", "w8a8"] * 4
+    assert {r.scheme for r in records if r.median_ms < 13} == {"fp32", "w8a8"}
+    assert all(r.median_ms > 9 for r in records if r.scheme == "fp32")
+
+
 def test_what_is_unknown_is_null_and_has_a_reason(two_files, profile_path, tmp_path):
     record = _run(two_files[:1], profile_path, tmp_path / "results.json")[0]
     document = record.to_json()

@@ -192,6 +192,13 @@ def test_changes_are_dated_and_the_time_to_throttle_is_the_steps():
     assert drift.change_pct == pytest.approx(20.0, abs=0.5)
 
 
+def test_a_slow_moment_that_passes_is_not_when_it_throttled():
+    course = 1 + 0.5 * ((TIMES_S >= 30) & (TIMES_S < 60)) + 0.15 * (TIMES_S >= 180)
+    drift = drift_of(TIMES_S, 10 * course * np.exp(0.01 * _noise(1, 600)[0]))
+    assert drift.throttled
+    assert drift.throttled_at_s == pytest.approx(180, abs=12)
+
+
 def test_a_steady_run_shows_a_change_or_a_trend_once_in_a_hundred_times():
     found = [drift_of(TIMES_S[:256], 10 * np.exp(0.05 * row)) for row in _noise(400, 256, seed=31)]
     assert np.mean([bool(drift.changes) for drift in found]) <= 0.02

@@ -1,6 +1,7 @@
 """The speed run: networks become files, files are measured in turns, figures are put in relation."""
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,7 +11,16 @@ from edge_seg.benchmarks.harness import Series
 from edge_seg.benchmarks.result import Samples
 from edge_seg.benchmarks.stats import Interval
 from edge_seg.models.base import MODELS
-from edge_seg.studies.network_speed import CANDIDATES, PUBLISHED, YARDSTICK, PlainConvolutions, _with_ratios, main
+from edge_seg.studies.network_speed import (
+    CANDIDATES,
+    PUBLISHED,
+    YARDSTICK,
+    Peer,
+    PlainConvolutions,
+    _command,
+    _with_ratios,
+    main,
+)
 
 
 def series(index: int, run_ms: list[float]) -> Series:
@@ -41,15 +51,17 @@ def test_ratios_compare_like_with_like():
         {"network": PUBLISHED, "scheme": "fp32", "gmacs_per_s": 20.0},
         {"network": "a", "scheme": "fp32", "gmacs_per_s": 40.0},
         {"network": "a", "scheme": "w8a8", "gmacs_per_s": 100.0},
-        {"network": "foreign", "scheme": "as given", "gmacs_per_s": None},
+        {"network": "peer", "scheme": "w8a8", "gmacs_per_s": None},
     ]
     times = [[10.0] * 16, [40.0] * 16, [10.0] * 16, [5.0] * 16, [7.0] * 16]
-    done = _with_ratios(rows, [series(i, t) for i, t in enumerate(times)], 2)
+    done = _with_ratios(rows, [series(i, t) for i, t in enumerate(times)], 2, ["peer"])
     assert done[2]["of_published"] == [0.25, 0.25, 0.25]
     assert done[3]["of_published"] is None  # there is no int8 file of the published form in this run
     assert done[3]["of_own_fp32"] == [0.5, 0.5, 0.5]
     assert done[2]["share_of_3x3"] == 0.8
     assert done[4]["of_published"] is done[4]["share_of_3x3"] is None
+    assert done[3]["of_peer"] == {"peer": [0.714, 0.714, 0.714]}
+    assert done[2]["of_peer"] == {"peer": None}, "a float file is not held against an int8 one"
 
 
 def test_a_ratio_is_taken_turn_by_turn_and_needs_eight_of_them():
@@ -76,7 +88,16 @@ def test_a_short_run_writes_a_row_per_file_and_prints_the_table(tmp_path, monkey
     assert YARDSTICK in result.stdout
 
 
-def test_a_peer_without_a_file_is_refused(tmp_path):
-    result = CliRunner().invoke(main, ["--out", str(tmp_path), "--peer", "somebody"])
+@pytest.mark.parametrize(
+    "given", ["somebody", "somebody=x.tflite", "somebody:int4=x.tflite", ":fp32=x.tflite", "a:fp32="]
+)
+def test_a_peer_that_is_not_clear_is_refused(given, tmp_path):
+    result = CliRunner().invoke(main, ["--out", str(tmp_path), "--peer", given])
     assert result.exit_code == 2
-    assert "TITLE=FILE.tflite" in result.output
+    assert "TITLE:SCHEME=FILE.tflite" in result.output
+
+
+def test_the_command_that_is_written_down_names_no_path_of_this_machine():
+    assert Peer.parse("a:b:w8a8=/x/y.tflite") == Peer("a:b", "w8a8", Path("/x/y.tflite"))
+    told = _command(["--max-time", "9", "--peer", "YOLO:fp32=/home/me/y.tflite"])
+    assert told == "python -m edge_seg.studies.network_speed --max-time 9 --peer YOLO:fp32=FILE"

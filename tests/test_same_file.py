@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import math
 
 import numpy as np
 import pytest
@@ -113,6 +114,13 @@ def test_the_document_counts_and_every_file_is_opened_anew_and_closed(file, tmp_
     assert HOST.opened - opened == 12
     assert HOST.closed == HOST.opened
     assert "3 of 3 within 2 %, 3 in a row" in result.stdout
+
+
+def test_what_the_order_of_opening_does_is_a_mean_with_its_interval():
+    """By hand: logs -0.02, -0.01, 0, mean -0.01, deviation 0.01, Student's 4.303 at two degrees: +- 0.02484."""
+    found = same_file._mean([math.exp(-0.02), math.exp(-0.01), 1.0])
+    assert found == {"ratio": 0.99005, "ci95": [0.96576, 1.01495]}
+    assert same_file._mean([1.0]) is None
 
 
 def test_in_a_row_counts_the_longest_run():

@@ -14,6 +14,7 @@ import sys
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -108,18 +109,48 @@ CANDIDATES = (
     Candidate("maskconver_mnv2_256_k5", "maskconver_mnv2_256_k5"),
     Candidate("maskconver_mnv4s_256", "maskconver_mnv4s_256"),
     Candidate("maskconver_lite_256", "maskconver_lite_256"),
+    Candidate("maskconver_lite_mnv4s_256", "maskconver_lite_mnv4s_256"),
     Candidate("blendmask_mobile_256", "blendmask_mobile_256", classes=_THINGS),
     Candidate("blendmask_mobile_mnv4s_256", "blendmask_mobile_mnv4s_256", classes=_THINGS),
     Candidate("solov2_mobile_256", "solov2_mobile_256", classes=_THINGS),
 )
 
 
+@dataclass(frozen=True)
+class Peer:
+    """Somebody else's file in the same run.
+
+    Attributes:
+        title: Name in the table.
+        scheme: Scheme of ours whose files it is compared with.
+        file: The file.
+    """
+
+    title: str
+    scheme: str
+    file: Path
+
+    @classmethod
+    def parse(cls, given: str) -> Peer:
+        """Reads TITLE:SCHEME=FILE.
+
+        Raises:
+            InputError: It is not of that form, or the scheme is not measured here.
+        """
+        named, _, file = given.partition("=")
+        title, _, scheme = named.rpartition(":")
+        if not title or not file or scheme not in SCHEMES:
+            wanted = f"TITLE:SCHEME=FILE.tflite, the scheme one of {', '.join(SCHEMES)}"
+            raise InputError("A peer is not clear.", expected=wanted, got=given)
+        return cls(title, scheme, Path(file))
+
+
 class _Timed:
     """A converted file as an executor whose only stage is the network."""
 
-    def __init__(self, title: str, file: Path, *, foreign: bool = False) -> None:
+    def __init__(self, title: str, file: Path, *, foreign: str = "") -> None:
         self.title, self.file, self.foreign = title, file, foreign
-        self.facts = Opened(title, "", None, {})
+        self.facts = Opened(title, foreign, None, {})
         self.macs = 0
         if foreign:
             self._plain = PlainRunner(file)
@@ -161,21 +192,32 @@ def convert_candidate(candidate: Candidate, out: Path) -> list[Path]:
     torch.manual_seed(0)
     network = MODELS[candidate.model](num_classes=candidate.classes) if candidate.model else PlainConvolutions()
     classes = [ClassInfo(i + 1, f"class {i}", True, (0, 0, 0)) for i in range(network.num_classes)]
-    folder = export_network(network.eval(), classes, {}, out / "exported", split_7x7=candidate.split_7x7)
     pictures = [_noise((network.input_px, network.input_px)) for _ in range(_CALIBRATION_PICTURES)]
+    _settle(network, pictures)
+    folder = export_network(network.eval(), classes, {}, out / "exported", split_7x7=candidate.split_7x7)
     done = convert_many(folder, SCHEMES, out=out, calibration=pictures)
     return [one.file for one in done]
 
 
-def run(
-    out: Path, titles: Sequence[str], peers: Mapping[str, Path], plan: Plan, *, command: str = ""
-) -> dict[str, Any]:
+def _settle(network: Network, pictures: Sequence[NDArray[np.uint8]]) -> None:
+    """Gives BatchNorm the statistics of what it sees, as in a trained network.
+
+    Else maps grow from layer to layer, and XNNPACK leaves an int8 ADD whose inputs' scales are too far apart.
+    """
+    image = torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2).float()
+    for norm in (m for m in network.modules() if isinstance(m, nn.BatchNorm2d)):
+        norm.momentum = 1.0
+    with torch.no_grad():
+        network.train().body(image)
+
+
+def run(out: Path, titles: Sequence[str], peers: Sequence[Peer], plan: Plan, *, command: str = "") -> dict[str, Any]:
     """Converts and measures; returns the document.
 
     Args:
         out: Folder for files and results.
         titles: Which candidates; empty takes all. The yardstick and the published form are always measured.
-        peers: Other people's .tflite files by title.
+        peers: Other people's files.
         plan: When to stop.
         command: What to write down as the command.
     """
@@ -186,17 +228,18 @@ def run(
         folder = out / "files" / f"{number:02d}"
         shutil.rmtree(folder, ignore_errors=True)
         executors += [_Timed(candidate.title, file) for file in convert_candidate(candidate, folder)]
-    executors += [_Timed(title, file, foreign=True) for title, file in peers.items()]
+    executors += [_Timed(peer.title, peer.file, foreign=peer.scheme) for peer in peers]
     watch = machine.watch()
     click.echo(f"measure {len(executors)} files in turns, one thread", err=True)
     series = measure(executors, [np.zeros((1, 1, 3), np.uint8)], plan)
     rows = [_row(executor, one) for executor, one in zip(executors, series, strict=True)]
     document = {
+        "command": command,
         "device": machine.host_device(),
         "environment": watch(),
         "threads": 1,
         "ratios": {"method": _RATIOS, "block_runs": series[0].block_runs, "least_blocks": LEAST_BLOCKS},
-        "rows": _with_ratios(rows, series, series[0].block_runs),
+        "rows": _with_ratios(rows, series, series[0].block_runs, [peer.title for peer in peers]),
     }
     write_json(out / "networks.json", document)
     return document
@@ -206,7 +249,7 @@ def _row(executor: _Timed, series: Series) -> dict[str, Any]:
     median_ms = series.interval.value
     return {
         "network": executor.title,
-        "scheme": executor.facts.scheme or "as given",
+        "scheme": executor.facts.scheme,
         "macs_graph": executor.macs or None,
         "xnnpack_partitions": None if executor.foreign else executor.partitions,
         "median_ms": round(median_ms, 3),
@@ -218,14 +261,18 @@ def _row(executor: _Timed, series: Series) -> dict[str, Any]:
     }
 
 
-def _with_ratios(rows: list[dict[str, Any]], series: Sequence[Series], block_runs: int) -> list[dict[str, Any]]:
-    """Adds the ratio to the published form and to the own float file, with intervals, and the share of the peak."""
+def _with_ratios(
+    rows: list[dict[str, Any]], series: Sequence[Series], block_runs: int, peers: Sequence[str] = ()
+) -> list[dict[str, Any]]:
+    """Adds ratios to the published form, the own float file and peers, with intervals, and the share of the peak."""
     place = {(row["network"], row["scheme"]): number for number, row in enumerate(rows)}
     for number, row in enumerate(rows):
         scheme = row["scheme"]
         published = None if row["network"] == YARDSTICK else place.get((PUBLISHED, scheme))
         row["of_published"] = _ratio(series, number, published, block_runs)
         row["of_own_fp32"] = _ratio(series, number, place.get((row["network"], "fp32")), block_runs)
+        others = {t: None if row["network"] == YARDSTICK else place.get((t, scheme)) for t in peers}
+        row["of_peer"] = {t: _ratio(series, number, other, block_runs) for t, other in others.items()}
         peak = rows[place[YARDSTICK, scheme]]["gmacs_per_s"] if (YARDSTICK, scheme) in place else None
         row["share_of_3x3"] = round(row["gmacs_per_s"] / peak, 3) if peak and row["gmacs_per_s"] else None
     return rows
@@ -247,15 +294,16 @@ def _ratio(series: Sequence[Series], number: int, base: int | None, block_runs: 
 def text(document: Mapping[str, Any]) -> str:
     """Returns the document as an aligned table."""
     head = f"{'network':38}{'scheme':9}{'GMAC':>6}{'ms':>9}  {'95 %':17}{'of published':>13}{'of own fp32':>12}"
-    lines = [f"{head}{'of 3x3':>8}{'parts':>6}"]
+    lines = [f"{head}{'of peer':>9}{'of 3x3':>8}{'parts':>6}"]
     for row in document["rows"]:
         low, high = row["ci95_median_ms"]
         gmac = f"{row['macs_graph'] / 1e9:.2f}" if row["macs_graph"] else ""
         share = f"{row['share_of_3x3']:.0%}" if row["share_of_3x3"] else ""
+        peer = next((r for r in row["of_peer"].values() if r), None)
         parts = "" if row["xnnpack_partitions"] is None else str(row["xnnpack_partitions"])
         lines.append(
             f"{row['network']:38}{row['scheme']:9}{gmac:>6}{row['median_ms']:9.2f}  [{low:6.2f}, {high:6.2f}] "
-            f"{_factor(row['of_published']):>13}{_factor(row['of_own_fp32']):>12}{share:>8}{parts:>6}"
+            f"{_factor(row['of_published']):>13}{_factor(row['of_own_fp32']):>12}{_factor(peer):>9}{share:>8}{parts:>6}"
             f"{'' if row['interval_met'] else '  interval not met'}"
         )
     return "\n".join(lines)
@@ -265,24 +313,22 @@ def _factor(ratio: list[float] | None) -> str:
     return f"{ratio[1]:.2f}x" if ratio else ""
 
 
-def _peer(given: str) -> tuple[str, Path]:
-    title, _, file = given.partition("=")
-    if not title or not file:
-        raise InputError("A peer is not clear.", expected="TITLE=FILE.tflite", got=given)
-    return title, Path(file)
+def _command(arguments: Sequence[str]) -> str:
+    """The command line; where a peer's file lies is this machine's own."""
+    told = [f"{a.partition('=')[0]}=FILE" if before == "--peer" else a for before, a in pairwise(["", *arguments])]
+    return shlex.join(["python", "-m", "edge_seg.studies.network_speed", *told])
 
 
 @click.command(help=__doc__)
 @click.option("--out", type=click.Path(path_type=Path), default=Path("runs/bench"), show_default=True)
 @click.option("--only", multiple=True, help="Title of a network; repeat for several. Default: all.")
-@click.option("--peer", multiple=True, metavar="TITLE=FILE", help="Another .tflite to measure in the same run.")
+@click.option("--peer", multiple=True, metavar="TITLE:SCHEME=FILE", help="Another .tflite for the same run.")
 @click.option("--max-time", "max_time_s", type=float, default=15.0, show_default=True, help="Seconds per file.")
 def main(out: Path, only: tuple[str, ...], peer: tuple[str, ...], max_time_s: float) -> None:
     """Prints the table and writes OUT/networks.json."""
     try:
         plan = Plan(min_runs=32, min_time_s=1.0, max_time_s=max_time_s, target_ci_pct=2.0, block_runs=_BLOCK_RUNS)
-        command = shlex.join(["python", "-m", "edge_seg.studies.network_speed", *sys.argv[1:]])
-        document = run(out, only, dict(map(_peer, peer)), plan, command=command)
+        document = run(out, only, list(map(Peer.parse, peer)), plan, command=_command(sys.argv[1:]))
     except EdgeSegError as error:
         click.echo(str(error), err=True)
         sys.exit(error.exit_code)

@@ -51,9 +51,11 @@ def speed(runs: Sequence[Mapping[str, Any]]) -> list[str]:
         cpu, threads = run["device"].get("cpu") or "an unnamed CPU", run["threads"]
         tables.append(
             f"**Speed** with random weights, all files in turns, {threads} thread, {cpu} (`{run['command']}`). Ratios "
-            f"are to the published form in the same scheme; the last column is work per second beside 3x3 convolutions."
+            f"are to the published form and to others' networks in the same scheme, turn by turn, with intervals; the "
+            f"last column is work per second beside 3x3 convolutions."
         )
-        columns = ("network", "scheme", "GMAC", "median ms", "of published", "of own fp32", "of 3x3")
+        peers = [f"of {title}" for title in run["rows"][0]["of_peer"]]
+        columns = ("network", "scheme", "GMAC", "median ms", "of published", "of own fp32", *peers, "of 3x3")
         tables.append(table(columns, [_speed_row(row) for row in run["rows"]]))
     return tables
 
@@ -61,15 +63,22 @@ def speed(runs: Sequence[Mapping[str, Any]]) -> list[str]:
 def _speed_row(row: Mapping[str, Any]) -> list[str]:
     low, high = row["ci95_median_ms"]
     missed = "" if row["interval_met"] else ", wider than asked"
-    ratios = [f"{row[key][1]:.2f}" if row[key] else "" for key in ("of_published", "of_own_fp32")]
+    ratios = [row["of_published"], row["of_own_fp32"], *row["of_peer"].values()]
     return [
         row["network"],
         f"`{row['scheme']}`",
         number(row["macs_graph"] and row["macs_graph"] / 1e9, 2),
         f"{row['median_ms']:.2f} [{low:.2f}, {high:.2f}]{missed}",
-        *ratios,
+        *map(_ratio, ratios),
         number(row["share_of_3x3"], 2),
     ]
+
+
+def _ratio(ends: Sequence[float] | None) -> str:
+    """A ratio with its interval; to itself it is 1."""
+    if not ends or ends[0] == ends[2]:
+        return "1" if ends else ""
+    return f"{ends[1]:.2f} [{ends[0]:.2f}, {ends[2]:.2f}]"
 
 
 def _decoder(run: Mapping[str, Any]) -> list[str]:

@@ -8,6 +8,7 @@ called that is not there. Each time both are opened anew, since where memory lie
 from __future__ import annotations
 
 import itertools
+import math
 import shlex
 import statistics
 import sys
@@ -27,7 +28,7 @@ from edge_seg.benchmarks.harness import Plan, measure
 from edge_seg.benchmarks.profile import Profile, load_profile
 from edge_seg.benchmarks.runner import RUNNERS, Executor, Runner, ToolRunner
 from edge_seg.benchmarks.stats import Interval, median
-from edge_seg.benchmarks.stats_compare import ALPHA, compare_medians
+from edge_seg.benchmarks.stats_compare import ALPHA, compare_medians, student_quantile
 from edge_seg.benchmarks.stats_paired import compare_turns
 from edge_seg.errors import InputError
 from edge_seg.steps import pictures
@@ -148,11 +149,22 @@ def _summary(found: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         "alarms_n": sum(one["alarm"] for one in found),
         "alarms_stated": round(ALPHA * len(told), 2),
         "failed_n": len(found) - len(told),
+        "opened_second": _mean([one["ratio"] for one in told]),
         "furthest_pct": round(max(100.0 * abs(one["ratio"] - 1.0) for one in told), 3) if told else None,
         "of_medians_within_n": sum(one["of_medians"]["within"] for one in told),
         "of_medians_alarms_n": sum(one["of_medians"]["alarm"] for one in told),
         "steal_pct": {"median": round(statistics.median(known), 1), "most": max(known)} if known else None,
     }
+
+
+def _mean(ratios: Sequence[float]) -> dict[str, Any] | None:
+    """Geometric mean of independent ratios with its 95 % interval: what the order of opening does by itself."""
+    if len(ratios) < 2:
+        return None
+    logs = [math.log(ratio) for ratio in ratios]
+    centre, error = statistics.mean(logs), statistics.stdev(logs) / math.sqrt(len(logs))
+    reach = student_quantile(1.0 - ALPHA / 2.0, len(logs) - 1) * error
+    return _told(Interval(math.exp(centre - reach), math.exp(centre), math.exp(centre + reach)))
 
 
 def _longest(flags: Sequence[bool]) -> int:
