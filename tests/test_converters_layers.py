@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from dataclasses import replace
 
@@ -24,7 +25,9 @@ from mirror_networks import SIDE, export_folder
 from test_converters_tinynet import exported_folder, smooth_pictures
 from torch import nn
 
-from edge_seg.converters.convert import convert
+from edge_seg.converters import flatbuffer_edit, metadata
+from edge_seg.converters.convert import convert_many
+from edge_seg.converters.exported import open_exported
 from edge_seg.converters.flatbuffer import read_bytes, read_graph
 from edge_seg.converters.flatbuffer_edit import Editor
 from edge_seg.converters.interpreter import encode, plain_interpreter
@@ -32,6 +35,7 @@ from edge_seg.converters.layers.checks import LAYER_TOLERANCES, LayerChecks
 from edge_seg.converters.layers.figures import MapTally, StepTally
 from edge_seg.converters.layers.values import FileValues
 from edge_seg.converters.layers.verify import verify_layers
+from edge_seg.converters.metadata import read_contract
 from edge_seg.errors import ArtifactError, InputError
 from edge_seg.layers.ops import Add, ConstantMap
 from edge_seg.schemes import SCHEMES
@@ -72,26 +76,75 @@ def test_a_whole_file_has_no_divergence(scheme):
 class Placed(nn.Module):
     """A constant map added to one of the picture, as SOLOv2 adds its folded coordinates."""
 
-    def __init__(self):
+    def __init__(self, behind):
         super().__init__()
-        self.stem, self.here = nn.Conv2d(3, 8, 4, 2, 1), ConstantMap(torch.randn(1, 8, SIDE // 2, SIDE // 2) * 40)
+        self.stem, self.behind = nn.Conv2d(3, 8, 4, 2, 1), behind
+        self.here = ConstantMap(torch.randn(1, 8, SIDE // 2, SIDE // 2) * 40)
         self.add, self.head = Add(), nn.Conv2d(8, 4, 1)
 
     def forward(self, image):
-        return self.head(self.add(torch.relu(self.stem(image)), self.here()))
+        return self.head(self.add(self.behind(self.stem(image)), self.here()))
+
+
+def shifted():
+    norm = nn.BatchNorm2d(8)
+    nn.init.normal_(norm.bias, 0, 30)
+    nn.init.normal_(norm.running_mean, 0, 30)
+    return norm
+
+
+BEHIND = {"nothing moves": nn.ReLU, "the bias moves": nn.Identity, "the norm's shift moves": shifted}
+
+
+@functools.cache
+def placed(behind, folder):
+    """The exported folder of `Placed` and its files by scheme."""
+    torch.manual_seed(3)
+    exported = export_folder(Placed(BEHIND[behind]()), folder / "exported")
+    made = convert_many(exported, TINY, out=folder / "out", calibration=smooth_pictures(8, seed=1, side=SIDE))
+    return exported, {one.scheme: one.file for one in made}
+
+
+@pytest.fixture(scope="module", params=BEHIND)
+def placed_files(request, tmp_path_factory):
+    return request.param, *placed(request.param, tmp_path_factory.mktemp("placed"))
 
 
 @pytest.mark.parametrize("scheme", TINY)
-def test_a_constant_map_is_no_input_that_the_file_computes(scheme, tmp_path):
-    torch.manual_seed(3)
-    folder = export_folder(Placed(), tmp_path / "exported")
-    made = convert(folder, scheme=scheme, out=tmp_path / "out", calibration=smooth_pictures(8, seed=1, side=SIDE))
-    report = verify_layers(made.file, folder)
+def test_a_constant_map_is_no_input_that_the_file_computes(scheme, placed_files):
+    behind, folder, files = placed_files
+    report = verify_layers(files[scheme], folder)
     assert (report.passed, report.complete) == (True, True), report.text()
-    (placed,) = [row for row in report.layers if row.op == "ADD"]
-    assert placed.of_allowed
-    assert (placed.mirror_alone is None) == (scheme != "w8a8")
-    assert placed.mirror_alone is None or placed.mirror_alone.exact == 1.0
+    (add,) = [row for row in report.layers if row.op == "ADD"]
+    assert add.of_allowed
+    assert (add.mirror_alone is None) == (scheme != "w8a8")
+    assert add.mirror_alone is None or add.mirror_alone.exact == 1.0
+    graph = read_graph(files[scheme])
+    found = graph.constant(op_of(graph, "stem").inputs[2])
+    assert found.any() == (behind != "the bias moves"), "what a converter moves into the map is gone from the bias"
+
+
+@pytest.mark.parametrize("scheme", ["fp32", "w8a8"])
+@pytest.mark.parametrize(("fault", "module", "kind"), [("bias", "stem", "bias"), ("map", "add", "weight")])
+def test_a_fault_is_found_although_constants_have_moved(fault, module, kind, scheme, placed_files, tmp_path):
+    _, folder, files = placed_files
+    graph = read_graph(files[scheme])
+    if fault == "bias":
+        index = op_of(graph, "stem").inputs[2]
+    else:
+        (index,) = [t for o in graph.ops if o.name == "ADD" for t in o.inputs if graph.tensors[t].constant]
+    values = graph.constant(index).copy()
+    values[..., 3] += 2 if graph.tensors[index].scale else 0.5
+    model = flatbuffer_edit._unpack(files[scheme].read_bytes())
+    buffer = model.buffers[model.subgraphs[0].tensors[index].buffer]
+    buffer.data, buffer.offset, buffer.size = values.tobytes(), 0, 0
+    contract, constants = read_contract(files[scheme]), open_exported(folder).constants
+    order = metadata.output_order(graph, graph.signatures[0].key, contract)
+    path = tmp_path / files[scheme].name
+    path.write_bytes(metadata.embed(flatbuffer_edit._pack(model), contract, constants=constants, outputs=order))
+    first = verify_layers(path, folder).first_divergence
+    assert first is not None
+    assert (first.module, first.kind) == (module, kind), first.text
 
 
 def test_a_layer_whose_arithmetic_was_not_judged_leaves_the_comparison_incomplete(monkeypatch):

@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 
 from edge_seg.converters.graph import Graph, TensorInfo
 from edge_seg.converters.layers.match import MatchedLayer, kind_of
+from edge_seg.converters.layers.moved import AddedMaps
 from edge_seg.converters.layers.program import Convolved, FoldedWeights, LayeredProgram
 
 Kind = Literal["scale", "weight", "bias", "geometry", "arithmetic", "jump"]
@@ -165,6 +166,7 @@ class LayerChecks:
         scheme: Its scheme.
 
     Attributes:
+        maps: Constant maps, and what was moved into them.
         findings: What is wrong with constants and grids, by operator.
         rewritten: Kinds of constants that most layers hold otherwise than the program, and which decide nothing.
     """
@@ -173,7 +175,9 @@ class LayerChecks:
         self.graph, self.program, self.layers = graph, program, layers
         self.tolerance = LAYER_TOLERANCES[scheme]
         self.constants: dict[int, FileConstants] = {}
+        self.maps = AddedMaps(graph, layers, program)
         found = [f for layer in layers for f in self._constants(layer)]
+        found += [Finding(index, "weight", text) for index, text in self.maps.wrong.items()]
         self.rewritten = () if program.quantised else self._common(found)
         found = [f for f in found if f.kind not in self.rewritten] + list(self._grids())
         self.findings = tuple(sorted(found, key=lambda f: (f.op, KINDS.index(f.kind))))
@@ -201,7 +205,8 @@ class LayerChecks:
 
     def _bias(self, layer: MatchedLayer, wanted: FoldedWeights, found: FileConstants) -> Iterator[Finding]:
         allowed = 0.505 * found.bias_step_o + wanted.bias_floor_o * 2.0**-20
-        wrong = ~(np.abs(found.bias_o - wanted.bias_o) <= allowed)
+        moved = self.maps.offset_o(layer, wanted, found.bias_o)
+        wrong = ~(np.abs(found.bias_o - (wanted.bias_o - moved)) <= allowed)
         wrong &= ~self._same_constant(layer, wanted, found)
         for channel in np.flatnonzero(wrong)[:1]:
             step = found.bias_step_o[channel]

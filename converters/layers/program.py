@@ -45,11 +45,13 @@ class FoldedWeights:
         weight_ohwi: [out, kernel height, kernel width, input channels of a group].
         bias_o: [out].
         bias_floor_o: [out]; what float32 may lose of a bias, since it is a difference of larger numbers.
+        offset_o: [out]; the part of the bias that is added last, for itself: the norm's shift, or all of it.
     """
 
     weight_ohwi: NDArray[np.float64]
     bias_o: NDArray[np.float64]
     bias_floor_o: NDArray[np.float64]
+    offset_o: NDArray[np.float64]
 
 
 @dataclass(frozen=True, eq=False)
@@ -193,10 +195,18 @@ class LayeredProgram:
         arguments = [*layer.compute.args, None, None][:3]
         weight = self._constants[arguments[1]].double().numpy().transpose(0, 2, 3, 1)
         bias = np.zeros(len(weight)) if arguments[2] is None else self._constants[arguments[2]].double().numpy()
-        found = FoldedWeights(weight, bias, np.abs(bias))
+        found = FoldedWeights(weight, bias, np.abs(bias), bias)
         for node in reversed(list(folded_between(self.sources, layer.node, layer.compute))):
             found = self._normalised(node, found) if kind_of(node) == "batch_norm" else found
         return found
+
+    def added_nhwc(self, layer: MatchedLayer) -> NDArray[np.float64] | None:
+        """Returns the constant map that an addition adds, [1, h, w, c]; None for other layers."""
+        if layer.compute is None or kind_of(layer.compute) not in ("add", "add_"):
+            return None
+        maps = [self._constants[a] for a in layer.compute.args[:2] if a in self._constants]
+        found = maps[0].detach().double().numpy() if len(maps) == 1 else None
+        return found.transpose(0, 2, 3, 1) if found is not None and found.ndim == 4 else None
 
     def grid(self, node: Any) -> tuple[float, int] | None:
         """Returns scale and zero point of the grid a value was put on; None for a value that lies on none."""
@@ -210,7 +220,7 @@ class LayeredProgram:
         factor = gamma / np.sqrt(variance + float(node.args[7]))
         moved = (found.bias_o - mean) * factor
         floor = np.abs(beta) + np.abs(mean * factor) + np.abs(found.bias_o * factor)
-        return FoldedWeights(found.weight_ohwi * factor[:, None, None, None], beta + moved, floor)
+        return FoldedWeights(found.weight_ohwi * factor[:, None, None, None], beta + moved, floor, beta)
 
     def _half(self, layer: MatchedLayer, values: Mapping[Any, Any]) -> Any:
         import torch

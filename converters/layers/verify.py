@@ -130,7 +130,8 @@ class _Comparison:
         for column, file, places in self.floats:
             if slow or file.kernels == "xnnpack":
                 values = file.run(image_hwc_u8)
-                yield column, {node: file.real(values, tensor) for node, tensor in places.items()}
+                maps = {node: file.real(values, tensor) for node, tensor in places.items()}
+                yield column, self.checks.maps.all_as_program(maps)
         if not self.program.quantised:
             yield "half", self.program.run_half(image_hwc_u8, self.layers)
 
@@ -142,12 +143,13 @@ class _Comparison:
     def _file(
         self, file: FileValues, wanted: Mapping[Any, Any], image_hwc_u8: NDArray[np.uint8]
     ) -> Mapping[int, NDArray[Any]]:
-        raw = file.run(image_hwc_u8)
+        raw, maps = file.run(image_hwc_u8), self.checks.maps
         for layer in self.layers:
             tally, found = self.tallies[layer.op.index], file.real(raw, layer.tensor)
+            meant = maps.as_program(layer.node, found)
             if found.shape == wanted[layer.node].shape:
-                tally.columns[file.kernels].add(wanted[layer.node], found)
-            inputs = {node: file.real(raw, tensor) for tensor, node in layer.inputs}
+                tally.columns[file.kernels].add(wanted[layer.node], meant)
+            inputs = maps.all_as_program({node: file.real(raw, tensor) for tensor, node in layer.inputs})
             if not inputs:
                 continue
             share = self.checks.arithmetic(layer, inputs, found, file.kernels)
@@ -155,7 +157,7 @@ class _Comparison:
                 tally.of_allowed[file.kernels] = max(share, tally.of_allowed.get(file.kernels, 0.0))
             alone = self.program.layer(layer, inputs) if file is self.fast else None
             if alone is not None and alone.shape == found.shape:
-                tally.alone.add(alone, found)
+                tally.alone.add(alone, meant)
         return raw
 
     def _mirrored(
@@ -167,7 +169,7 @@ class _Comparison:
             if ints is None or ints.shape != raw[layer.tensor].shape:
                 continue
             tally.mirror.add(ints, raw[layer.tensor])
-            real = self._mirror_real(layer, ints)
+            real = self.checks.maps.as_program(layer.node, self._mirror_real(layer, ints))
             if real.shape == wanted[layer.node].shape:
                 tally.columns["mirror"].add(wanted[layer.node], real)
             alone = self.mirror.alone(layer, raw)
