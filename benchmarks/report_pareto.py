@@ -166,7 +166,8 @@ def _standing(point: Point, rivals: Sequence[Point]) -> Cell:
     if not winners:
         return badge("on the line", "good")
     winner = min(winners, key=lambda rival: float(rival.record.median_ms or 0.0))
-    return f"beaten by {winner.name}{'' if _apart(point, winner) else '; an interval overlaps'}"
+    name = winner.record.scheme if winner.record.model == point.record.model else winner.name
+    return f"beaten by {name}{'' if _apart(point, winner) else '; an interval overlaps'}"
 
 
 def _apart(point: Point, winner: Point) -> bool:
