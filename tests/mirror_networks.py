@@ -104,8 +104,6 @@ class Everything(nn.Module):
         self.dilated = GridConv(nn.Conv2d(24, 24, 3, 1, 2, 2), 0.0103, OnGrid(0.0087, -33))
         self.grouped = GridConv(nn.Conv2d(24, 24, 3, 1, 1, groups=3), 0.0087, OnGrid(0.0079, 17), relu())
         self.add = Then(Add(), OnGrid(0.0149, -21))
-        self.here = Then(ConstantMap(torch.randn(1, 24, SIDE // 4, SIDE // 4) * 0.4), OnGrid(0.0091, 6))
-        self.place = Then(Add(), OnGrid(0.0161, -17))
         self.split = GridSplit(24, 0.0161)
         shared = (0.0311, -12)
         self.deep = GridConv(nn.Conv2d(24, 32, 4, 2, 1), 0.029, OnGrid(*shared), relu())
@@ -117,6 +115,8 @@ class Everything(nn.Module):
         self.up = Then(Upsample(2), OnGrid(*shared))
         self.logits = GridConv(nn.Conv2d(52, 5, 3, padding=1), shared[0], OnGrid(0.019, 23))
         self.features = GridConv(nn.Conv2d(32, 8, 1), shared[0], OnGrid(0.016, -128), relu())
+        self.here = Then(ConstantMap(torch.randn(1, 24, SIDE // 4, SIDE // 4) * 0.4), OnGrid(0.0091, 6))
+        self.place = Then(Add(), OnGrid(0.0161, -17))
 
     def forward(self, image):
         x = self.wide(self.depthwise(self.stem(self.normalise(self.input(image)))))
