@@ -279,7 +279,7 @@ def golden(file: Path, images: tuple[Path, ...], out: Path, as_json: bool) -> No
 
 @cli.command()
 @click.option("--memory", is_flag=True, help="Read peak memory too: each file once in a process of its own.")
-@click.option("--max-time", "max_time_s", type=float, help="Seconds a file may be measured instead of the profile's.")
+@click.option("--max-time-s", type=float, help="Seconds a file may be measured instead of the profile's.")
 @measuring_options
 def benchmark(
     files: tuple[Path, ...],

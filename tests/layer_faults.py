@@ -31,9 +31,13 @@ def whole(scheme):
 
 def planted(scheme, fault, folder):
     """Writes a copy of a scheme's file with a fault, its contract inside."""
-    file = file_of(scheme)
-    graph, contract = read_graph(file), read_contract(file)
     exported = everything_exported() if scheme == "qat_w8a8" else open_exported(exported_folder())
+    return planted_in(file_of(scheme), exported, fault, folder)
+
+
+def planted_in(file, exported, fault, folder):
+    """Writes a copy of a file with a fault, its contract inside."""
+    graph, contract = read_graph(file), read_contract(file)
     model = flatbuffer_edit._unpack(file.read_bytes())
     fault(model, graph)
     order = metadata.output_order(graph, graph.signatures[0].key, contract)

@@ -196,8 +196,7 @@ def test_sessions_open_the_files_in_either_order_by_turns(two_files, profile_pat
     records = _run(two_files, profile_path, tmp_path / "results.json")
     assert opened == ["fp32", "w8a8", "w8a8", "fp32"] * 2  # two sessions of each delegate
     assert [r.scheme for r in records] == ["fp32", "w8a8"] * 4
-    assert {r.scheme for r in records if r.median_ms < 13} == {"fp32", "w8a8"}
-    assert all(r.median_ms > 9 for r in records if r.scheme == "fp32")
+    assert [round(r.median_ms) for r in records] == [10, 4, 10, 4, 30, 12, 30, 12], "times stay with their files"
 
 
 def test_what_is_unknown_is_null_and_has_a_reason(two_files, profile_path, tmp_path):

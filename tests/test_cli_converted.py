@@ -194,11 +194,11 @@ def test_benchmark_writes_the_records_it_prints_and_the_readme_can_show_them(edg
 
 def test_benchmark_takes_no_longer_than_asked(edge_seg, converted, tmp_path):
     results = tmp_path / "r.json"
-    done = edge_seg("benchmark", converted.file, "--images", 1, "--max-time", 0.2, "--out", results, "--json")
+    done = edge_seg("benchmark", converted.file, "--images", 1, "--max-time-s", 0.2, "--out", results, "--json")
     assert done.code == 0, done.err
     assert done.json()[0]["protocol"]["max_time_s"] == 0.2
     for wrong in (0, -1, "nan", "inf"):
-        again = edge_seg("benchmark", converted.file, "--max-time", wrong, "--out", tmp_path / "never.json")
+        again = edge_seg("benchmark", converted.file, "--max-time-s", wrong, "--out", tmp_path / "never.json")
         assert (again.code, "seconds > 0" in again.err) == (2, True)
     assert not (tmp_path / "never.json").exists()
 

@@ -104,3 +104,13 @@ def test_a_float_file_may_be_further_off_on_the_pictures_where_float32_is():
     assert not planted.passed, "rounding on the given pictures excuses no error on the seeded ones"
     assert planted.max_of_range == pytest.approx(7.9e-5)
     assert planted.torch_float32_of_range == pytest.approx(1e-5, rel=1e-3)
+
+
+def test_verify_tells_seeded_pictures_from_given_ones(monkeypatch):
+    taken, honest = [], OutputTally.add
+    monkeypatch.setattr(
+        OutputTally, "add", lambda tally, *of, given: taken.append(given) or honest(tally, *of, given=given)
+    )
+    verify(file_of("fp32"), folder_of("fp32"), list(smooth_pictures(1, seed=9)))
+    outputs_n = len(open_exported(exported_folder()).contract.outputs)
+    assert taken == [False] * 2 * outputs_n + [True] * outputs_n

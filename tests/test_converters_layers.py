@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import math
 from dataclasses import replace
 
@@ -11,12 +10,14 @@ import pytest
 import torch
 from ai_edge_litert import schema_py_generated as schema
 from layer_faults import (
+    _write,
     bias_moved,
     channel_flipped,
     file_of,
     folder_of,
     op_of,
     planted,
+    planted_in,
     scale_doubled,
     whole,
     wrongly_aligned,
@@ -25,7 +26,6 @@ from mirror_networks import SIDE, export_folder
 from test_converters_tinynet import exported_folder, smooth_pictures
 from torch import nn
 
-from edge_seg.converters import flatbuffer_edit, metadata
 from edge_seg.converters.convert import convert_many
 from edge_seg.converters.exported import open_exported
 from edge_seg.converters.flatbuffer import read_bytes, read_graph
@@ -35,7 +35,6 @@ from edge_seg.converters.layers.checks import LAYER_TOLERANCES, LayerChecks
 from edge_seg.converters.layers.figures import MapTally, StepTally
 from edge_seg.converters.layers.values import FileValues
 from edge_seg.converters.layers.verify import verify_layers
-from edge_seg.converters.metadata import read_contract
 from edge_seg.errors import ArtifactError, InputError
 from edge_seg.layers.ops import Add, ConstantMap
 from edge_seg.schemes import SCHEMES
@@ -96,18 +95,14 @@ def shifted():
 BEHIND = {"nothing moves": nn.ReLU, "the bias moves": nn.Identity, "the norm's shift moves": shifted}
 
 
-@functools.cache
-def placed(behind, folder):
-    """The exported folder of `Placed` and its files by scheme."""
-    torch.manual_seed(3)
-    exported = export_folder(Placed(BEHIND[behind]()), folder / "exported")
-    made = convert_many(exported, TINY, out=folder / "out", calibration=smooth_pictures(8, seed=1, side=SIDE))
-    return exported, {one.scheme: one.file for one in made}
-
-
 @pytest.fixture(scope="module", params=BEHIND)
 def placed_files(request, tmp_path_factory):
-    return request.param, *placed(request.param, tmp_path_factory.mktemp("placed"))
+    """What lies behind the convolution, the exported folder and its files by scheme."""
+    folder = tmp_path_factory.mktemp("placed")
+    torch.manual_seed(3)
+    exported = export_folder(Placed(BEHIND[request.param]()), folder / "exported")
+    made = convert_many(exported, TINY, out=folder / "out", calibration=smooth_pictures(8, seed=1, side=SIDE))
+    return request.param, exported, {one.scheme: one.file for one in made}
 
 
 @pytest.mark.parametrize("scheme", TINY)
@@ -124,27 +119,50 @@ def test_a_constant_map_is_no_input_that_the_file_computes(scheme, placed_files)
     assert found.any() == (behind != "the bias moves"), "what a converter moves into the map is gone from the bias"
 
 
+def stem_bias(graph):
+    return op_of(graph, "stem").inputs[2]
+
+
+def added_map(graph):
+    (index,) = [t for o in graph.ops if o.name == "ADD" for t in o.inputs if graph.tensors[t].constant]
+    return index
+
+
+def raised(place, by):
+    """Channel 3 of the constant that `place(graph)` names, raised by as much, or two steps of its grid."""
+
+    def fault(model, graph):
+        values = graph.constant(place(graph)).copy()
+        values[..., 3] += 2 if graph.tensors[place(graph)].scale else by
+        _write(model, graph, place(graph), values)
+
+    return fault
+
+
 @pytest.mark.parametrize("scheme", ["fp32", "w8a8"])
-@pytest.mark.parametrize(("fault", "module", "kind"), [("bias", "stem", "bias"), ("map", "add", "weight")])
-def test_a_fault_is_found_although_constants_have_moved(fault, module, kind, scheme, placed_files, tmp_path):
+@pytest.mark.parametrize(("place", "module", "kind"), [(stem_bias, "stem", "bias"), (added_map, "add", "weight")])
+def test_a_fault_is_found_although_constants_have_moved(place, module, kind, scheme, placed_files, tmp_path):
     _, folder, files = placed_files
-    graph = read_graph(files[scheme])
-    if fault == "bias":
-        index = op_of(graph, "stem").inputs[2]
-    else:
-        (index,) = [t for o in graph.ops if o.name == "ADD" for t in o.inputs if graph.tensors[t].constant]
-    values = graph.constant(index).copy()
-    values[..., 3] += 2 if graph.tensors[index].scale else 0.5
-    model = flatbuffer_edit._unpack(files[scheme].read_bytes())
-    buffer = model.buffers[model.subgraphs[0].tensors[index].buffer]
-    buffer.data, buffer.offset, buffer.size = values.tobytes(), 0, 0
-    contract, constants = read_contract(files[scheme]), open_exported(folder).constants
-    order = metadata.output_order(graph, graph.signatures[0].key, contract)
-    path = tmp_path / files[scheme].name
-    path.write_bytes(metadata.embed(flatbuffer_edit._pack(model), contract, constants=constants, outputs=order))
-    first = verify_layers(path, folder).first_divergence
+    file = planted_in(files[scheme], open_exported(folder), raised(place, 0.5), tmp_path)
+    first = verify_layers(file, folder).first_divergence
     assert first is not None
     assert (first.module, first.kind) == (module, kind), first.text
+
+
+@pytest.mark.parametrize("placed_files", ["nothing moves", "the bias moves"], indirect=True)
+def test_nothing_moves_past_an_activation(placed_files, tmp_path):
+    """The bias taken out of the convolution and put into the map: right without a ReLU between them, wrong with one."""
+    behind, folder, files = placed_files
+
+    def fault(model, graph):
+        bias = graph.constant(stem_bias(graph)).copy()
+        _write(model, graph, stem_bias(graph), np.zeros_like(bias))
+        _write(model, graph, added_map(graph), graph.constant(added_map(graph)) + bias)
+
+    report = verify_layers(planted_in(files["fp32"], open_exported(folder), fault, tmp_path), folder)
+    assert report.passed == (behind == "the bias moves")
+    if behind == "nothing moves":
+        assert {f.kind for row in report.layers for f in row.findings} >= {"bias", "weight"}
 
 
 def test_a_layer_whose_arithmetic_was_not_judged_leaves_the_comparison_incomplete(monkeypatch):

@@ -2,10 +2,12 @@
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from click.testing import CliRunner
+from torch import nn
 
 from edge_seg.benchmarks.harness import Series
 from edge_seg.benchmarks.result import Samples
@@ -18,6 +20,7 @@ from edge_seg.studies.network_speed import (
     Peer,
     PlainConvolutions,
     _command,
+    _settle,
     _with_ratios,
     main,
 )
@@ -99,5 +102,17 @@ def test_a_peer_that_is_not_clear_is_refused(given, tmp_path):
 
 def test_the_command_that_is_written_down_names_no_path_of_this_machine():
     assert Peer.parse("a:b:w8a8=/x/y.tflite") == Peer("a:b", "w8a8", Path("/x/y.tflite"))
-    told = _command(["--max-time", "9", "--peer", "YOLO:fp32=/home/me/y.tflite"])
-    assert told == "python -m edge_seg.studies.network_speed --max-time 9 --peer YOLO:fp32=FILE"
+    told = _command(["a b"], [Peer("YOLO", "fp32", Path("/home/me/y.tflite"))], 9.0)
+    wanted = "python -m edge_seg.studies.network_speed --max-time 9 --only 'a b' --peer YOLO:fp32=FILE"
+    assert told == wanted
+
+
+def test_batchnorm_gets_the_statistics_of_the_pictures():
+    """By hand: pictures of 10 and of 30 have the mean 20 and, over n values, the variance 100 n / (n - 1)."""
+    body = nn.BatchNorm2d(3)
+    pictures = [np.full((4, 4, 3), value, np.uint8) for value in (10, 30)]
+    _settle(
+        SimpleNamespace(body=body, modules=body.modules, train=lambda: SimpleNamespace(body=body.train())), pictures
+    )
+    assert body.running_mean.tolist() == [20.0] * 3
+    assert body.running_var.tolist() == pytest.approx([100.0 * 32 / 31] * 3)

@@ -177,7 +177,7 @@ class LayerChecks:
         self.constants: dict[int, FileConstants] = {}
         self.maps = AddedMaps(graph, layers, program)
         found = [f for layer in layers for f in self._constants(layer)]
-        found += [Finding(index, "weight", text) for index, text in self.maps.wrong.items()]
+        found += [Finding(index, "weight", text) for index, text in self.maps.wrong()]
         self.rewritten = () if program.quantised else self._common(found)
         found = [f for f in found if f.kind not in self.rewritten] + list(self._grids())
         self.findings = tuple(sorted(found, key=lambda f: (f.op, KINDS.index(f.kind))))

@@ -6,7 +6,8 @@ convolution's tensor lacks its offset (the norm's shift, or the bias) and the ma
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -26,61 +27,58 @@ class AddedMaps:
         graph: The file.
         layers: Its layers.
         program: The program it was made from; one with trained grids keeps every constant where it is.
-
-    Attributes:
-        wrong: What is wrong with a map, by operator that adds it.
     """
 
     def __init__(self, graph: Graph, layers: Sequence[MatchedLayer], program: LayeredProgram) -> None:
         self._graph, self._program = graph, program
+        self._readers = Counter([*graph.outputs, *(t for op in graph.ops for t in op.inputs)])
+        self._maps: dict[int, tuple[MatchedLayer, TensorInfo]] = {}  # by the tensor that the map is added to
         self._moved: dict[Any, NDArray[np.float64]] = {}
-        self._adds = {} if program.quantised else {t: x for x in layers for t in self._summand(x)}
-        self.wrong: dict[int, str] = {}
+        for layer in () if program.quantised else layers:
+            stored = self._stored(layer)
+            if stored is not None:
+                self._maps[layer.inputs[0][0]] = layer, stored
 
-    def _summand(self, layer: MatchedLayer) -> list[int]:
-        """The tensor that an addition of a constant map reads; none for other layers."""
-        own = [tensor for tensor, _ in layer.inputs]
-        return own if layer.op.name == "ADD" and len(own) == 1 and self._map(layer) is not None else []
-
-    def _map(self, layer: MatchedLayer) -> TensorInfo | None:
-        """The constant that an operator adds, as it is stored."""
-        own = {tensor for tensor, _ in layer.inputs}
-        (other, *_), graph = [t for t in layer.op.inputs if t not in own] or [-1], self._graph
-        unpacked = graph.producer(other) if other >= 0 else None
-        stored = graph.tensors[unpacked.inputs[0] if unpacked is not None else other] if other >= 0 else None
-        return stored if stored is not None and stored.constant else None
+    def _stored(self, layer: MatchedLayer) -> TensorInfo | None:
+        """The constant that an addition adds, as the file stores it; None for other layers."""
+        if layer.op.name != "ADD" or len(layer.inputs) != 1:
+            return None
+        (other,) = (t for t in layer.op.inputs if t != layer.inputs[0][0])
+        unpacked = self._graph.producer(other)
+        stored = self._graph.tensors[other if unpacked is None else unpacked.inputs[0]]
+        return stored if stored.constant else None
 
     def offset_o(self, layer: MatchedLayer, wanted: FoldedWeights, bias_o: NDArray[np.float64]) -> Any:
-        """Returns what a convolution lacks, [out], or 0; the map behind it is compared with the program's by the way.
+        """Returns what was moved from a convolution's bias into the map behind it, [out], or 0.
+
+        Nothing can have moved past an activation, or where somebody else reads the convolution's result.
 
         Args:
             layer: The convolution.
             wanted: Its constants in the program.
             bias_o: Its bias in the file.
         """
-        add = self._adds.get(layer.tensor)
-        if add is None:
+        cut = layer.op.options.get("fused_activation_function") not in (None, "NONE")
+        if cut or layer.tensor not in self._maps or self._readers[layer.tensor] > 1:
             return 0.0
         missing = wanted.bias_o - bias_o
-        moved = bool(np.abs(missing - wanted.offset_o).max() < np.abs(missing).max())
-        offset: Any = wanted.offset_o if moved else 0.0
-        self._compare(add, offset)
-        if moved:
-            self._moved[layer.node] = wanted.offset_o
-        return offset
+        if np.abs(missing - wanted.offset_o).max() >= np.abs(missing).max():
+            return 0.0
+        self._moved[layer.node] = wanted.offset_o
+        return wanted.offset_o
 
-    def _compare(self, add: MatchedLayer, offset_o: Any) -> None:
-        stored, map_nhwc = self._map(add), self._program.added_nhwc(add)
-        if stored is None or map_nhwc is None:
-            return
-        wanted = map_nhwc + offset_o
-        found, step = _real(self._graph.constant(stored.index), stored)
-        error = np.abs(found - np.clip(wanted, *_ends(stored)))
-        wrong = ~(error <= 0.505 * step)
-        if wrong.any():
-            place = tuple(int(i) for i in np.argwhere(wrong)[0])
-            text = f"at {list(place)} the constant map has {found[place]:.6g}, the program {wanted[place]:.6g}"
-            self.wrong[add.op.index] = f"{text}; {int(wrong.sum())} of {wrong.size} values differ"
+    def wrong(self) -> Iterator[tuple[int, str]]:
+        """Yields the operators whose map is not the program's, with what was moved into it; after all `offset_o`."""
+        for add, stored in self._maps.values():
+            map_nhwc = self._program.added_nhwc(add)
+            if map_nhwc is None:
+                continue
+            wanted = map_nhwc + self._moved.get(add.inputs[0][1], 0.0)
+            found, step = _real(self._graph.constant(stored.index), stored)
+            differ = ~(np.abs(found - np.clip(wanted, *_ends(stored))) <= 0.505 * step)
+            for place in map(tuple, np.argwhere(differ)[:1].tolist()):
+                text = f"at {list(place)} the constant map has {found[place]:.6g}, the program {wanted[place]:.6g}"
+                yield add.op.index, f"{text}; {int(differ.sum())} of {differ.size} values differ"
 
     def as_program(self, node: Any, real: NDArray[np.float32]) -> NDArray[np.float32]:
         """Returns a map of the file, real numbers, with what was moved behind it: what the program's value is."""

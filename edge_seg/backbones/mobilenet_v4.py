@@ -3,8 +3,7 @@
 At stride 16 for MaskConver, at stride 32 with the last maps of four strides for instance networks.
 
 Padding is symmetric at every stride, as timm pads this network (its public weights were trained so). The file has a PAD
-in front of each stride: written as 4x4 kernels with zeros, without a PAD, the dense ones made BlendMask-Mobile 9 %
-(int8) and 16 % (float32) slower in XNNPACK.
+in front of each stride; 4x4 kernels with zeros, which need none, were slower in XNNPACK.
 """
 
 from __future__ import annotations

@@ -14,7 +14,6 @@ import sys
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -313,10 +312,11 @@ def _factor(ratio: list[float] | None) -> str:
     return f"{ratio[1]:.2f}x" if ratio else ""
 
 
-def _command(arguments: Sequence[str]) -> str:
-    """The command line; where a peer's file lies is this machine's own."""
-    told = [f"{a.partition('=')[0]}=FILE" if before == "--peer" else a for before, a in pairwise(["", *arguments])]
-    return shlex.join(["python", "-m", "edge_seg.studies.network_speed", *told])
+def _command(only: Sequence[str], peers: Sequence[Peer], max_time_s: float) -> str:
+    """The command line without where files lie, which is this machine's own."""
+    told = ["python", "-m", "edge_seg.studies.network_speed", "--max-time", f"{max_time_s:g}"]
+    told += [word for title in only for word in ("--only", title)]
+    return shlex.join(told + [word for peer in peers for word in ("--peer", f"{peer.title}:{peer.scheme}=FILE")])
 
 
 @click.command(help=__doc__)
@@ -328,7 +328,8 @@ def main(out: Path, only: tuple[str, ...], peer: tuple[str, ...], max_time_s: fl
     """Prints the table and writes OUT/networks.json."""
     try:
         plan = Plan(min_runs=32, min_time_s=1.0, max_time_s=max_time_s, target_ci_pct=2.0, block_runs=_BLOCK_RUNS)
-        document = run(out, only, list(map(Peer.parse, peer)), plan, command=_command(sys.argv[1:]))
+        peers = list(map(Peer.parse, peer))
+        document = run(out, only, peers, plan, command=_command(only, peers, max_time_s))
     except EdgeSegError as error:
         click.echo(str(error), err=True)
         sys.exit(error.exit_code)

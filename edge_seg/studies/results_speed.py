@@ -76,9 +76,9 @@ def _speed_row(row: Mapping[str, Any]) -> list[str]:
 
 def _ratio(ends: Sequence[float] | None) -> str:
     """A ratio with its interval; to itself it is 1."""
-    if not ends or ends[0] == ends[2]:
-        return "1" if ends else ""
-    return f"{ends[1]:.2f} [{ends[0]:.2f}, {ends[2]:.2f}]"
+    if not ends:
+        return ""
+    return "1" if list(ends) == [1.0] * 3 else f"{ends[1]:.2f} [{ends[0]:.2f}, {ends[2]:.2f}]"
 
 
 def _decoder(run: Mapping[str, Any]) -> list[str]:
