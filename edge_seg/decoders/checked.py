@@ -137,14 +137,23 @@ class LazyConv:
             features_hwc: [h, w, inputs].
             cells: [n] row * w + column.
         """
+        return self.of_patches(self.patches(features_hwc, cells))
+
+    def patches(self, features_hwc: NDArray[np.float32], cells: NDArray[np.int64]) -> NDArray[np.float32]:
+        """Returns what the layer reads around n flat cells, [n, k * k * inputs]; arguments as those of `at`."""
         height, width, channels = features_hwc.shape
+        if self.size == 1:
+            return np.asarray(features_hwc.reshape(-1, channels).take(cells, axis=0))
         reach = np.arange(self.size) - self.size // 2
         y, x = np.divmod(cells, width)
         rows, columns = y[:, None] + reach, x[:, None] + reach
         inside = ((rows >= 0) & (rows < height))[:, :, None] & ((columns >= 0) & (columns < width))[:, None]
         place = np.where(inside, rows[:, :, None] * width + columns[:, None], 0)
-        patches = features_hwc.reshape(-1, channels)[place] * inside[..., None]
-        return np.asarray(patches.reshape(len(cells), -1) @ self._matrix + self._bias, np.float32)
+        return np.asarray((features_hwc.reshape(-1, channels)[place] * inside[..., None]).reshape(len(cells), -1))
+
+    def of_patches(self, patches: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Returns the layer's outputs, [n, outputs], of what it reads, [n, k * k * inputs]."""
+        return np.asarray(patches @ self._matrix + self._bias, np.float32)
 
 
 def lazy_conv(constants: Mapping[str, NDArray[np.float32]], name: str, *, inputs: int, outputs: int) -> LazyConv | None:

@@ -124,6 +124,8 @@ def points_peaks(logits_hwc: Array, floor: np.float32) -> Ints:
     _, width, classes = logits_hwc.shape
     flat = logits_hwc.ravel()
     place = np.flatnonzero(flat > floor)
+    if not len(place):
+        return place
     cell = place // classes
     row, column = np.divmod(cell, width)
     own = flat.take(place)

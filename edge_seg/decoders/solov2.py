@@ -155,15 +155,21 @@ class SOLOv2Decoder:
     def mask_logits(self, raw: Raw, found: FoundCells) -> Array:
         """Returns the masks of cells, [N, h, w] logits: all in one product of kernels and features."""
         features = raw[self._features.name][0]
-        kernels = np.empty((len(found.cell), features.shape[-1]), np.float32)
+        kernels = self._kernels(raw, found)
+        return np.asarray((kernels @ features.reshape(-1, features.shape[-1]).T).reshape(-1, *features.shape[:2]))
+
+    def _kernels(self, raw: Raw, found: FoundCells) -> Array:
+        """Gathers the kernels of cells, [N, channels]: level by level what is read, then one product for all."""
+        lazy = self._kernel
+        width = self._features.shape[-1] if lazy is None else lazy.size**2 * lazy.inputs
+        read = np.empty((len(found.cell), width), np.float32)
         for level, outputs in enumerate(self._levels):
             here = np.flatnonzero(found.level == level)
-            grid = raw[outputs["kernel"].name][0]
-            if len(here) and self._kernel:
-                kernels[here] = self._kernel.at(grid, found.cell[here])
-            elif len(here):
-                kernels[here] = grid.reshape(-1, grid.shape[-1])[found.cell[here]]
-        return np.asarray((kernels @ features.reshape(-1, features.shape[-1]).T).reshape(-1, *features.shape[:2]))
+            if len(here):
+                grid = raw[outputs["kernel"].name][0]
+                cells = found.cell[here]
+                read[here] = lazy.patches(grid, cells) if lazy else grid.reshape(-1, width).take(cells, axis=0)
+        return lazy.of_patches(read) if lazy else read
 
     def suppress(self, logits_nhw: Array, found: FoundCells) -> KeptMasks:
         """Weighs classes with masks and keeps what Matrix NMS leaves above `update_threshold`.
