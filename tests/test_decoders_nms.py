@@ -135,6 +135,17 @@ def test_the_spans_of_packed_masks_are_their_tight_boxes():
     assert packed.spans.tolist() == [[y0, x0, y1 - 1, x1 - 1] for y0, x0, y1, x1 in RECTANGLES]
 
 
+@pytest.mark.parametrize("height", [1, 2, 3, 5, 8, 31])
+@pytest.mark.parametrize("width", [1, 7, 8, 13, 24])
+def test_areas_and_spans_of_maps_of_any_size_are_those_of_their_pixels(height, width):
+    masks = np.random.default_rng([height, width]).random((40, height, width)) < 0.08
+    packed = PackedMasks.of(masks)
+    assert packed.areas.tolist() == masks.sum((1, 2)).tolist()
+    for mask, span in zip(masks, packed.spans.tolist(), strict=True):
+        y, x = np.nonzero(mask) if mask.any() else np.nonzero(~mask)
+        assert span == [y.min(), x.min(), y.max(), x.max()]
+
+
 def test_many_pairs_are_counted_in_parts_and_come_out_the_same(monkeypatch):
     rng = np.random.default_rng(0)
     packed = PackedMasks.of(rng.random((40, 10, 11)) < 0.4)

