@@ -52,6 +52,7 @@ def benchmark(
     out: Path,
     accuracy: Sequence[Path] = (),
     max_time_s: float | None = None,
+    ratio_ci_pct: float | None = None,
     sessions: Sequence[int] = (),
     memory: bool = False,
     progress: TextIO | None = None,
@@ -67,6 +68,8 @@ def benchmark(
         accuracy: Documents of `evaluate --json`, matched to files by hash.
         max_time_s: Replaces the profiles' `max_time_s`: less for a quick look (`valid` then says what it cost), more on
             a restless machine.
+        ratio_ci_pct: Replaces the profiles': files in turns stop together when the 95 % interval of each one's ratio to
+            the first is so narrow, in percent; on a restless machine that is long before each median is known.
         sessions: Numbers of the sessions to measure, from 1; none for as many as the profile says.
         memory: Whether peak memory is read as well, before the times, on profiles of this machine that were given by
             name or path: each file is opened in a process of its own.
@@ -77,12 +80,12 @@ def benchmark(
         The records: by profile, delegate and session, then in the order of the files.
 
     Raises:
-        InputError: No file, no profile, no image, a missing file, or a file given twice.
+        InputError: No file, no profile, no image, a missing file, a file given twice, or the ratio of one file.
         ConfigError: An unknown or wrong profile.
         MissingHere: The device or runtime of a profile is not here, or went away; what was measured is in `out`.
     """
     known = [item if isinstance(item, Profile) else load_profile(item) for item in profiles]
-    loaded = [_with_max_time(profile, max_time_s) for profile in known]
+    loaded = [_with_ratio(_with_max_time(profile, max_time_s), ratio_ci_pct, len(files)) for profile in known]
     hashes = _hashes(files)
     if not loaded or not images:
         raise InputError("There is nothing to measure.", expected="at least one file, one profile and one image")
@@ -281,6 +284,18 @@ def _with_max_time(profile: Profile, max_time_s: float | None) -> Profile:
     if not 0.0 < max_time_s < math.inf:
         raise InputError("The time limit must be positive.", expected="seconds > 0", got=str(max_time_s))
     return replace(profile, max_time_s=max_time_s, min_time_s=min(profile.min_time_s, max_time_s))
+
+
+def _with_ratio(profile: Profile, ratio_ci_pct: float | None, files_n: int) -> Profile:
+    if ratio_ci_pct is None:
+        return profile
+    if not 0.0 < ratio_ci_pct < math.inf or files_n < 2:
+        raise InputError(
+            "There is no ratio to know so well.",
+            expected="a positive percentage, and at least two files, of which the first is what the others are held to",
+            got=f"{ratio_ci_pct:g} % and {files_n} file" + "s" * (files_n != 1),
+        )
+    return replace(profile, ratio_ci_pct=ratio_ci_pct)
 
 
 def load_accuracy(paths: Sequence[Path]) -> dict[str, dict[str, Any]]:

@@ -3,7 +3,9 @@
 A file stops when it has the least number of runs AND the least measured time AND an interval of its median that is
 narrow enough, counting neighbouring runs that are alike as fewer; or when its measured time is used up, and then it
 says so. Several files share a session in the order A-B-B-A, in short blocks, so that a machine that slows down slows
-all of them. The loop knows nothing of devices: it takes executors and a clock, and tests give it both.
+all of them; where their ratios are what is asked for, they stop together when these are known, which on a restless
+machine is long before the medians are. The loop knows nothing of devices: it takes executors and a clock, and tests
+give it both.
 """
 
 from __future__ import annotations
@@ -21,9 +23,10 @@ from edge_seg.benchmarks.profile import Profile
 from edge_seg.benchmarks.result import Samples
 from edge_seg.benchmarks.runner import Executor, StageTimes
 from edge_seg.benchmarks.stats_dependence import serial_median_interval
+from edge_seg.benchmarks.stats_paired import widest_ratio_pct
 from edge_seg.errors import InputError, MissingHere
 
-StoppedBy = Literal["target", "max_time", "lost", "duration"]
+StoppedBy = Literal["target", "ratio", "max_time", "lost", "duration"]
 _Block = Callable[[Sequence[NDArray[np.uint8]]], list[tuple[float, StageTimes]]]  # `BlockExecutor.block`
 _STOP_CHECK_RESAMPLES = 1000
 _LEAST_BLOCK_RUNS = 2  # after the one that brings the caches back
@@ -45,6 +48,8 @@ class Plan:
         flat_pct: Largest change between the two windows that counts as flat, percent.
         max_warmup_runs: Runs after which warm-up ends, flat or not.
         max_warmup_s: Measured time after which warm-up ends, flat or not.
+        ratio_ci_pct: Full width of the 95 % interval of each file's ratio to the first one, percent: files in turns
+            stop together when all are known so well, whatever their own intervals are. None: each by its own interval.
     """
 
     min_runs: int
@@ -57,17 +62,20 @@ class Plan:
     flat_pct: float = 2.0
     max_warmup_runs: int = 60
     max_warmup_s: float = 10.0
+    ratio_ci_pct: float | None = None
 
     @classmethod
     def of(cls, profile: Profile) -> Plan:
         """Returns the plan of a profile."""
-        return cls(profile.min_runs, profile.min_time_s, profile.max_time_s, profile.target_ci_pct)
+        least_s, most_s = profile.min_time_s, profile.max_time_s
+        return cls(profile.min_runs, least_s, most_s, profile.target_ci_pct, ratio_ci_pct=profile.ratio_ci_pct)
 
     def rule(self) -> dict[str, Any]:
         """Returns the rule as a record's `protocol` states it."""
         return {
             "mode": "until known",
             "target_ci_pct": self.target_ci_pct,
+            **({} if self.ratio_ci_pct is None else {"ratio_ci_pct": self.ratio_ci_pct}),
             "min_runs": self.min_runs,
             "min_time_s": self.min_time_s,
             "max_time_s": self.max_time_s,
@@ -101,7 +109,8 @@ class Series:
         first_ms: `run_ms` of the very first run.
         warmup_n: Uncounted runs: the warm-up, and one after each change from another file.
         warm: Whether the warm-up became flat.
-        stopped_by: The rule that ended it; "lost" where the device went away in the middle.
+        stopped_by: The rule that ended it: "ratio" where its ratio is known and its own median less well than asked,
+            "lost" where the device went away in the middle.
         interval: 95 % interval of the median of `run_ms`.
         outside_us: Median time per run outside the three stages, microseconds: this loop, and what a runner does
             between its stages. It is reported and never subtracted.
@@ -189,11 +198,14 @@ def measure(
         if hasattr(track.executor, "prepare"):
             track.executor.prepare(images)
         _warm_up(track, images, plan)
-    plan = _in_short_blocks(plan, tracks)
+    plan = _in_short_blocks(plan if len(tracks) > 1 else replace(plan, ratio_ci_pct=None), tracks)
     finished: dict[int, Series] = {}
 
     def finish(track: _Track) -> None:
-        finished[track.index] = replace(_series(track, len(images)), block_runs=plan.block_runs)
+        series = replace(_series(track, len(images)), block_runs=plan.block_runs)
+        if plan.ratio_ci_pct is not None and series.interval.width_pct <= plan.target_ci_pct:
+            series = replace(series, stopped_by="target")
+        finished[track.index] = series
         on_done(finished[track.index])
 
     try:
@@ -216,18 +228,36 @@ def _take_turns(
     finish: Callable[[_Track], None],
     on_block: Progress,
 ) -> None:
-    """Runs blocks of all files in turn, forth and back, until each has met its rule."""
+    """Runs blocks of all files in turn, forth and back, until each has met its rule, or all together theirs."""
     last, turn = tracks[-1], 0
     while any(track.stopped_by is None for track in tracks):
         waiting = [track for track in tracks if track.stopped_by is None]
         for track in waiting if turn % 2 == 0 else waiting[::-1]:
             _run_block(track, images, plan, clock=clock, settle=track is not last)
             last = track
-            _decide(track, plan)
+            if plan.ratio_ci_pct is None:
+                _decide(track, plan)
             on_block(track.index, track.fraction(plan), len(track.times))
             if track.stopped_by is not None:
                 finish(track)
         turn += 1
+        if plan.ratio_ci_pct is not None and (stopped_by := _stopped_together(tracks, plan, plan.ratio_ci_pct)):
+            for track in tracks:
+                track.stopped_by = stopped_by
+                finish(track)
+
+
+def _stopped_together(tracks: Sequence[_Track], plan: Plan, ratio_ci_pct: float) -> StoppedBy | None:
+    """Returns the rule that ends a session of ratios after a turn of every file, or None."""
+    n, spent_s = min(len(track.times) for track in tracks), [track.measured_s for track in tracks]
+    out_of_time = max(spent_s) >= plan.max_time_s
+    enough = n >= plan.min_runs and min(spent_s) >= plan.min_time_s
+    if enough and (out_of_time or n >= tracks[0].next_check_n):
+        tracks[0].next_check_n = n + max(2 * plan.block_runs, n // 4)
+        run_ms = [[times.run_ms for times in track.times] for track in tracks]
+        if widest_ratio_pct(run_ms, plan.block_runs) <= ratio_ci_pct:
+            return "ratio"
+    return "max_time" if out_of_time else None
 
 
 def _in_short_blocks(plan: Plan, tracks: Sequence[_Track]) -> Plan:

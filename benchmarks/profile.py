@@ -89,6 +89,8 @@ class Profile:
         address: Which one: the ssh destination "user@host:port", the serial number of a phone, a recording's path;
             "" where the runner needs none. `NAME@ADDRESS` on the command line sets it.
         python: Command that starts Python on a device reached by ssh.
+        ratio_ci_pct: Full width of the 95 % interval to reach of each file's ratio to the first one, in percent: then
+            files that take turns stop together. None for what `target_ci_pct` asks of each.
         clusters: CPU cores.
         hardware: Other facts with source and confidence.
     """
@@ -111,6 +113,7 @@ class Profile:
     gpu_precision: Literal["fp32", "fp16"] = "fp16"
     address: str = ""
     python: str = "python3"
+    ratio_ci_pct: float | None = None
     clusters: tuple[CpuCluster, ...] = ()
     hardware: tuple[HardwareFact, ...] = ()
 
@@ -183,6 +186,7 @@ def _check(profile: Profile, stem: str) -> None:
     _require(profile.min_time_s >= 0, "min_time_s", "zero or more seconds", profile.min_time_s)
     _require(profile.max_time_s >= profile.min_time_s, "max_time_s", ">= min_time_s", profile.max_time_s)
     _require(profile.target_ci_pct > 0, "target_ci_pct", "a positive percentage", profile.target_ci_pct)
+    _require(profile.ratio_ci_pct is None or profile.ratio_ci_pct > 0, "ratio_ci_pct", "above 0", profile.ratio_ci_pct)
     _require(profile.cool_down_s >= 0, "cool_down_s", "zero or more seconds", profile.cool_down_s)
     _require(bool(profile.python.strip()), "python", "a command", profile.python)
     for fact in profile.hardware:

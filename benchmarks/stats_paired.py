@@ -122,6 +122,23 @@ def common_blocks(candidate_n: int, baseline_n: int, block_runs: int) -> int:
     return min(candidate_n, baseline_n) // block_runs
 
 
+def widest_ratio_pct(run_ms: Sequence[ArrayLike], block_runs: int) -> float:
+    """Returns how well the worst known ratio of files to the first one is known, after one session in turns.
+
+    Args:
+        run_ms: Samples of each file, at least two, in the order they were taken.
+        block_runs: Runs per block.
+
+    Returns:
+        Full width of its 95 % interval, percent of the ratio; infinite while there are too few turns.
+    """
+    first, *others = [np.asarray(samples) for samples in run_ms]
+    if min(common_blocks(other.size, first.size, block_runs) for other in others) < LEAST_BLOCKS:
+        return math.inf
+    ratios = (compare_turns([other], [first], block_runs=block_runs).ratio for other in others)
+    return max(ratio.width_pct for ratio in ratios)
+
+
 def _joined(
     sessions: Sequence[_Session], *, alpha: float, power: float
 ) -> tuple[float, float, float, float, float | None]:

@@ -247,6 +247,11 @@ def _warnings(
     n = series.samples.run_ms.size
     if series.stopped_by == "lost":
         found.append(f"the device was lost after {n} runs; measure again")
+    elif series.stopped_by == "ratio" and isinstance(plan, Plan):
+        found.append(
+            f"stopped when the ratios to the first file were known to {plan.ratio_ci_pct:g} %; the median's interval is"
+            f" {series.interval.width_pct:.1f} % wide, the target is {plan.target_ci_pct:g} %: good for ratios only"
+        )
     elif not series.target_met and isinstance(plan, Plan):
         found.append(
             f"stopped after {plan.max_time_s:g} s with the median's interval"

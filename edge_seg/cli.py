@@ -280,6 +280,7 @@ def golden(file: Path, images: tuple[Path, ...], out: Path, as_json: bool) -> No
 @cli.command()
 @click.option("--memory", is_flag=True, help="Read peak memory too: each file once in a process of its own.")
 @click.option("--max-time-s", type=float, help="Seconds a file may be measured instead of the profile's.")
+@click.option("--ratio-ci-pct", type=float, help="Stop when ratios to the first FILE are known so well; see below.")
 @measuring_options
 def benchmark(
     files: tuple[Path, ...],
@@ -289,10 +290,16 @@ def benchmark(
     accuracy: tuple[Path, ...],
     memory: bool,
     max_time_s: float | None,
+    ratio_ci_pct: float | None,
     out: Path,
     as_json: bool,
 ) -> None:
-    """Measure latency on device profiles. Example: edge-seg benchmark t/a_fp32.tflite t/a_w8a8.tflite --out r.json."""
+    """Measure latency on device profiles. Example: edge-seg benchmark t/a_fp32.tflite t/a_w8a8.tflite --out r.json.
+
+    A file is run until its median is known as well as the profile asks. On a machine that others use that may never be,
+    while the ratio of files that take turns is soon known: --ratio-ci-pct 2 stops when the 95 % interval of every
+    ratio to the first FILE is at most 2 % wide. `edge-seg compare` then gives the ratios.
+    """
     from edge_seg.benchmarks.bench import benchmark as run
     from edge_seg.steps import benchmark_text, pictures
 
@@ -303,6 +310,7 @@ def benchmark(
         out=out,
         accuracy=accuracy,
         max_time_s=max_time_s,
+        ratio_ci_pct=ratio_ci_pct,
         memory=memory,
         progress=sys.stderr,
     )

@@ -13,6 +13,7 @@ import pytest
 from edge_seg.artifact import sha256_of
 from edge_seg.benchmarks import bench
 from edge_seg.benchmarks.profile import load_profile, profile_names
+from edge_seg.benchmarks.report_latency import _definitions
 from edge_seg.benchmarks.result import Record, Samples, load_records, samples_path, save_records
 from edge_seg.benchmarks.runner import RUNNERS, Opened, StageTimes
 from edge_seg.errors import ArtifactError, ConfigError, InputError, MissingHere
@@ -223,6 +224,29 @@ def test_too_little_time_makes_a_record_invalid_and_early_stopping_null(two_file
     assert "at least 64" in record.unknown["early_stopping_p90_ms"]
 
 
+def test_asked_for_ratios_files_stop_when_those_are_known_and_say_that_their_medians_are_not(
+    two_files, profile_path, tmp_path, monkeypatch
+):
+    rng = np.random.default_rng(0)
+    wander = iter(np.exp(np.cumsum(0.05 * rng.normal(size=20_000)) % 0.7))
+    monkeypatch.setattr(FakeExecutor, "step", lambda self, _: StageTimes(1.0, self.run_ms * next(wander), 2.0))
+    records = _run(two_files, profile_path, tmp_path / "r.json", max_time_s=1000.0, ratio_ci_pct=20.0)
+    assert {record.protocol["stopped_by"] for record in records} == {"ratio"}
+    assert {record.protocol["ratio_ci_pct"] for record in records} == {20.0}
+    assert not any(record.valid for record in records)
+    assert all("good for ratios only" in "; ".join(record.warnings) for record in records)
+    page = _definitions(records[0])
+    assert "each one’s ratio to the first was at most 20.0 % wide" in str(page)
+
+
+def test_one_file_has_no_ratio_to_be_known(two_files, profile_path, tmp_path):
+    with pytest.raises(InputError, match="no ratio"):
+        _run(two_files[:1], profile_path, tmp_path / "r.json", ratio_ci_pct=2.0)
+    with pytest.raises(InputError, match="no ratio"):
+        _run(two_files, profile_path, tmp_path / "r.json", ratio_ci_pct=0.0)
+    assert not (tmp_path / "r.json").exists()
+
+
 def test_records_and_samples_survive_the_disk(two_files, profile_path, tmp_path):
     out = tmp_path / "deep" / "results.json"
     records = _run(two_files, profile_path, out)
@@ -352,6 +376,7 @@ def test_an_unknown_profile_or_key_names_its_neighbour(profile_path):
         ('cpu_mask = ""', 'cpu_mask = "f0"', "cpu_mask"),
         ("min_runs = 64", "min_runs = 1", "min_runs"),
         ("max_time_s = 2.0", "max_time_s = 0.05", "max_time_s"),
+        ("cool_down_s", "ratio_ci_pct = 0.0\ncool_down_s", "ratio_ci_pct"),
         ('delegates = ["xnnpack", "none"]', "delegates = []", "delegates"),
         ('name = "fake"', 'name = "other"', "name"),
     ],

@@ -1,10 +1,13 @@
 """The measuring loop with made-up executors and a made-up clock: no sleeping, the same result every time."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
 from edge_seg.benchmarks.harness import Plan, measure
 from edge_seg.benchmarks.runner import Opened, StageTimes
+from edge_seg.benchmarks.stats_paired import compare_turns
 from edge_seg.errors import InputError
 
 IMAGES = [np.full((4, 6, 3), value, np.uint8) for value in range(3)]
@@ -167,3 +170,61 @@ def test_files_that_take_turns_share_blocks_as_short_as_the_slowest_of_them_allo
 
 def test_a_file_alone_has_no_turns_to_shorten():
     assert _measure(lambda i: 100.0).block_runs == PLAN.block_runs
+
+
+def restless(seed=0):
+    """Three files on a machine whose speed wanders for all of them, each run with a little noise of its own."""
+    rng, clock, log, speed = np.random.default_rng(seed), FakeClock(), [], [1.0]
+
+    def times_of(level_ms):
+        def run_ms(_):
+            speed[0] *= float(np.exp(0.05 * rng.normal() - 0.05 * np.log(speed[0])))
+            return level_ms * speed[0] * float(np.exp(0.01 * rng.normal()))
+
+        return run_ms
+
+    levels = {"a": 10.0, "b": 11.0, "c": 9.0}
+    return [FakeExecutor(times_of(ms), clock=clock, name=name, log=log) for name, ms in levels.items()], clock
+
+
+RATIOS = Plan(16, 0.1, 200.0, 2.0, block_runs=2, ratio_ci_pct=4.0)
+
+
+def test_files_whose_ratios_are_asked_for_stop_together_when_these_are_known():
+    files, clock = restless()
+    done = []
+    found = measure(files, IMAGES, RATIOS, clock=clock, on_done=done.append)
+    assert [one.stopped_by for one in found] == ["ratio"] * 3
+    assert {one.samples.run_ms.size for one in found} == {found[0].samples.run_ms.size}
+    assert not any(one.target_met for one in found)
+    assert done == found
+    ratios = [compare_turns([one.samples.run_ms], [found[0].samples.run_ms], block_runs=2).ratio for one in found[1:]]
+    assert max(ratio.width_pct for ratio in ratios) <= 4.0
+    assert [ratio.low < truth < ratio.high for ratio, truth in zip(ratios, (1.1, 0.9), strict=True)] == [True, True]
+    alone = measure(restless()[0], IMAGES, replace(RATIOS, ratio_ci_pct=None), clock=clock)
+    assert max(one.samples.run_ms.size for one in alone) > 2 * found[0].samples.run_ms.size
+
+
+def test_ratios_that_do_not_get_known_stop_together_at_the_time_limit():
+    files, clock = restless()
+    found = measure(files, IMAGES, replace(RATIOS, max_time_s=3.0, ratio_ci_pct=0.01), clock=clock)
+    assert [one.stopped_by for one in found] == ["max_time"] * 3
+    assert max(float(one.samples.run_ms.sum()) for one in found) >= 2.0e3
+    assert len({one.samples.run_ms.size for one in found}) == 1
+
+
+def test_a_median_that_is_known_as_well_as_asked_counts_as_such_among_ratios():
+    clock = FakeClock()
+    pair = [FakeExecutor(lambda i, ms=ms: ms, clock=clock) for ms in (10.0, 12.0)]
+    found = measure(pair, IMAGES, RATIOS, clock=clock)
+    assert [one.stopped_by for one in found] == ["target"] * 2
+    assert [one.samples.run_ms.size for one in found] == [16, 16]
+
+
+def test_one_file_has_no_ratio_and_is_measured_until_its_median_is_known():
+    assert _measure(lambda i: 10.0, RATIOS).stopped_by == "target"
+
+
+def test_the_rule_of_ratios_is_written_where_it_held():
+    assert RATIOS.rule()["ratio_ci_pct"] == 4.0
+    assert "ratio_ci_pct" not in PLAN.rule()

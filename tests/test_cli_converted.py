@@ -200,6 +200,8 @@ def test_benchmark_takes_no_longer_than_asked(edge_seg, converted, tmp_path):
     for wrong in (0, -1, "nan", "inf"):
         again = edge_seg("benchmark", converted.file, "--max-time-s", wrong, "--out", tmp_path / "never.json")
         assert (again.code, "seconds > 0" in again.err) == (2, True)
+    alone = edge_seg("benchmark", converted.file, "--ratio-ci-pct", 2, "--out", tmp_path / "never.json")
+    assert (alone.code, "no ratio" in alone.err) == (2, True)
     assert not (tmp_path / "never.json").exists()
 
 

@@ -128,6 +128,18 @@ def test_in_a_row_counts_the_longest_run():
     assert same_file._longest([False]) == 0
 
 
+def test_asked_for_the_ratio_both_stop_when_it_is_known(file, tmp_path):
+    options = ["--profile", str(file.parent / "made_up.toml"), "--times", "2", "--images", "1", "--max-time-s", "600"]
+    result = CliRunner().invoke(
+        same_file.main, [str(file), *options, "--ratio-ci-pct", "3", "--json", str(tmp_path / "out.json")]
+    )
+    assert result.exception is None
+    (one,) = json.loads((tmp_path / "out.json").read_text())["profiles"]
+    assert one["plan"]["ratio_ci_pct"] == 3.0
+    assert [time["stopped_by"] for time in one["times"]] == ["ratio"] * 2
+    assert all(time["ci95"][1] - time["ci95"][0] <= 0.031 for time in one["times"])
+
+
 def test_too_little_time_for_eight_turns_is_said_and_counts_as_not_within(file, tmp_path):
     options = ["--profile", str(file.parent / "made_up.toml"), "--max-time-s", "0.3", "--times", "2"]
     result = CliRunner().invoke(same_file.main, [str(file), *options, "--json", str(tmp_path / "out.json")])
@@ -139,7 +151,7 @@ def test_too_little_time_for_eight_turns_is_said_and_counts_as_not_within(file, 
         same_file.compared_once([StandIn(Host()), StandIn(Host())], IMAGES, Plan(8, 0.0, 0.3, 2.0))
 
 
-@pytest.mark.parametrize("option", [["--times", "0"], ["--max-time-s", "-1"]])
+@pytest.mark.parametrize("option", [["--times", "0"], ["--max-time-s", "-1"], ["--ratio-ci-pct", "0"]])
 def test_nothing_to_measure_is_refused(file, option):
     profile = ["--profile", str(file.parent / "made_up.toml")]
     assert isinstance(CliRunner().invoke(same_file.main, [str(file), *profile, *option]).exception, InputError)

@@ -76,6 +76,7 @@ def compared_once(
         "medians_ms": [round(median(first), 4), round(median(second), 4)],
         "runs": [int(first.size), int(second.size)],
         "intervals_met": [one.target_met for one in series],
+        "stopped_by": series[0].stopped_by,
     }
 
 
@@ -178,6 +179,7 @@ def document(
     *,
     times: int = 10,
     max_time_s: float | None = None,
+    ratio_ci_pct: float | None = None,
     show: Show = lambda done: None,
 ) -> dict[str, Any]:
     """Compares a file with itself on several profiles.
@@ -188,16 +190,18 @@ def document(
         images: Pictures, each [H, W, 3] uint8 RGB.
         times: How often on each profile.
         max_time_s: Replaces the profiles' measured seconds after which one of the two stops.
+        ratio_ci_pct: Both stop when the 95 % interval of their ratio is so narrow, in percent; None leaves it to their
+            medians.
         show: Called with how many times are done of all.
 
     Raises:
-        InputError: No file, or no time at all.
+        InputError: No file, no time at all, or no width to reach.
     """
-    if times < 1 or (max_time_s is not None and max_time_s <= 0):
-        raise InputError("There is nothing to measure.", expected="at least one time, and time for it")
+    if times < 1 or not all(value is None or value > 0 for value in (max_time_s, ratio_ci_pct)):
+        raise InputError("There is nothing to measure.", expected="at least one time, time for it, and a width above 0")
     hashed, found = sha256_of(file), []
     for k, profile in enumerate(profiles):
-        plan = Plan.of(profile)
+        plan = replace(Plan.of(profile), ratio_ci_pct=ratio_ci_pct)
         if max_time_s is not None:
             plan = replace(plan, max_time_s=max_time_s, min_time_s=min(plan.min_time_s, max_time_s))
 
@@ -247,6 +251,7 @@ def _line(one: Mapping[str, Any]) -> str:
 @click.option("--profile", "profiles", multiple=True, default=("host_cpu_1t",), show_default=True)
 @click.option("--times", default=10, show_default=True, help="How often on each profile.")
 @click.option("--max-time-s", type=float, help="Measured seconds of each of the two; default: the profile's.")
+@click.option("--ratio-ci-pct", type=float, help="Stop when the 95 % interval of the ratio is so narrow, percent.")
 @click.option("--data", default="synthetic:easy", show_default=True, help="Pictures to run on.")
 @click.option("--images", "count", default=8, show_default=True)
 @click.option("--json", "json_file", type=click.Path(path_type=Path), help="Write the document here.")
@@ -255,6 +260,7 @@ def main(
     profiles: tuple[str, ...],
     times: int,
     max_time_s: float | None,
+    ratio_ci_pct: float | None,
     data: str,
     count: int,
     json_file: Path | None,
@@ -267,7 +273,8 @@ def main(
         def show(done: float) -> None:
             bar.update(max(0.0, done - bar.n))
 
-        found = document(file, loaded, images, times=times, max_time_s=max_time_s, show=show)
+        limits = {"max_time_s": max_time_s, "ratio_ci_pct": ratio_ci_pct}
+        found = document(file, loaded, images, times=times, show=show, **limits)
     found["command"] = shlex.join(["python", "-m", "edge_seg.studies.same_file", *sys.argv[1:]])
     if json_file is not None:
         write_json(json_file, found)
