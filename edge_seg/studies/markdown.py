@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
 
 
 def number(value: float | None, digits: int) -> str:
@@ -15,3 +17,9 @@ def table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     ruler = ["---"] * len(columns)
     cells = [[cell.replace("|", "\\|") for cell in row] for row in (columns, ruler, *rows)]
     return "\n".join(f"| {' | '.join(row)} |" for row in cells)
+
+
+def data_name(document: Mapping[str, Any]) -> str:
+    """Returns a document's data set by the name of its folder: where it lay on a disk is nobody's business."""
+    data = str(document["data"])
+    return data if data.startswith("synthetic:") else Path(data).name

@@ -13,8 +13,8 @@ from typing import Any
 
 from edge_seg.artifact import read_json, write_bytes
 from edge_seg.errors import EdgeSegError, InputError
-from edge_seg.studies import results_speed
-from edge_seg.studies.markdown import number, table
+from edge_seg.studies import results_gpu, results_speed
+from edge_seg.studies.markdown import data_name, number, table
 
 BEGIN = "<!-- results:begin -->"
 END = "<!-- results:end -->"
@@ -73,7 +73,8 @@ def results_markdown(folder: Path) -> str:
         _accuracy(evaluations),
         _kept(kept),
         _limits([read_json(path, "limits") for path in sorted((folder / "limits").glob("*.json"))]),
-        _gpu([read_json(path, "accelerator run") for path in sorted((folder / "gpu").glob("*.json"))]),
+        results_gpu.accuracy([read_json(path, "accelerator run") for path in sorted((folder / "gpu").glob("*.json"))]),
+        results_gpu.bodies([read_json(path, "bodies") for path in sorted((folder / "gpu_bodies").glob("*.json"))]),
         _ablation(folder / "ablation"),
         results_speed.latency(records),
         results_speed.speed(speeds),
@@ -115,13 +116,7 @@ def _accuracy(evaluations: Sequence[Mapping[str, Any]]) -> list[str]:
 def _data_key(evaluation: Mapping[str, Any]) -> tuple[str, int, str, str]:
     """The data set and the metric."""
     fingerprint, metric = str(evaluation.get("data_sha256", "")), str(evaluation.get("metric", "pq"))
-    return _data_name(evaluation), int(evaluation["images"]), fingerprint, metric
-
-
-def _data_name(document: Mapping[str, Any]) -> str:
-    """The data set by the name of its folder: where it lay on a disk is nobody's business."""
-    data = str(document["data"])
-    return data if data.startswith("synthetic:") else Path(data).name
+    return data_name(evaluation), int(evaluation["images"]), fingerprint, metric
 
 
 def _evaluation_row(evaluation: Mapping[str, Any], metric: str) -> list[str]:
@@ -139,7 +134,7 @@ def _kept(comparisons: Sequence[Mapping[str, Any]]) -> list[str]:
     for found in comparisons:
         metric = str(found["metric"]).upper()
         tables.append(
-            f"**Kept accuracy**: {metric} of files of one network on `{_data_name(found)}` ({found['images']} "
+            f"**Kept accuracy**: {metric} of files of one network on `{data_name(found)}` ({found['images']} "
             f"pictures), and its share of the float file's with the 95 % interval of both on the same resampled "
             f"pictures (`{found['command']}`)."
         )
@@ -170,7 +165,7 @@ def _limits(runs: Sequence[Mapping[str, Any]]) -> list[str]:
     tables = []
     for run in runs:
         tables.append(
-            f"**What limits** `{run['network']}` on `{_data_name(run)}` ({run['images']} pictures): its predictions, "
+            f"**What limits** `{run['network']}` on `{data_name(run)}` ({run['images']} pictures): its predictions, "
             f"then with what they lie on put right, then true masks on its own grid (`{run['command']}`)."
         )
         rows = [
@@ -183,43 +178,6 @@ def _limits(runs: Sequence[Mapping[str, Any]]) -> list[str]:
 
 def _between(ends: Sequence[float] | None) -> str:
     return f" [{ends[0]:.1f}, {ends[1]:.1f}]" if ends else ""
-
-
-def _gpu(runs: Sequence[Mapping[str, Any]]) -> list[str]:
-    """One line per run of `edge_seg.studies.gpu_accuracy`."""
-    if not runs:
-        return []
-    columns = (
-        "file",
-        "pictures",
-        "device",
-        "arithmetic",
-        "CPU, fp32",
-        "accelerator",
-        "difference",
-        "largest output difference",
-    )
-    rows = []
-    for run in runs:
-        low, high = run["difference_ci95"]
-        worst = max(run["range_share"].values())
-        rows.append(
-            [
-                f"`{run['file']}`",
-                f"{run['images']} of `{_data_name(run)}`",
-                f"{run['runtime']['adapter']} ({run['runtime']['adapter_kind']})",
-                run["runtime"]["precision"],
-                f"{run['metric'].upper()} {run['cpu']:.2f}",
-                f"{run['accelerator']:.2f}",
-                f"{run['difference']:+.2f} [{low:+.2f}, {high:+.2f}]",
-                f"{worst:.2g} of the range",
-            ]
-        )
-    head = (
-        "**LiteRT's GPU accelerator** beside the CPU, same file, same pictures. On a software device the numbers are "
-        "those of its arithmetic; it says nothing about speed."
-    )
-    return [head, table(columns, rows)]
 
 
 def _ablation(folder: Path) -> list[str]:
