@@ -10,10 +10,12 @@ from torch import fx, nn
 from edge_seg.backbones.base import BACKBONES
 from edge_seg.errors import ConfigError, InputError
 from edge_seg.layers import aspp, conv, coordinates, ops
+from edge_seg.layers.norm import PooledGroupNorm
 from edge_seg.layers.split import SplitDepthwise7x7, is_depthwise_7x7
 from edge_seg.models.base import MODELS, plain_convolutions
 
 ELEMENTS = (
+    PooledGroupNorm,
     ops.Add,
     ops.Concat,
     ops.GlobalMean,

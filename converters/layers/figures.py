@@ -91,7 +91,7 @@ class StepTally:
 
 
 def decibel(signal: float, noise: float) -> float:
-    """Returns a power ratio in dB; infinite without noise, minus infinite without signal or with NaN."""
+    """Returns a power ratio in dB; infinite without noise, minus infinite without signal, with NaN or endless noise."""
     if noise == 0.0:
         return math.inf
-    return 10.0 * math.log10(signal / noise) if signal > 0.0 and noise > 0.0 else -math.inf
+    return 10.0 * math.log10(signal / noise) if signal > 0.0 and 0.0 < noise < math.inf else -math.inf

@@ -29,6 +29,7 @@ _KINDS: Mapping[str, frozenset[str]] = {
     "CONCATENATION": frozenset({"cat"}),
     "RESIZE_BILINEAR": frozenset({"upsample_bilinear2d"}),
     "RESIZE_NEAREST_NEIGHBOR": frozenset({"upsample_nearest2d"}),
+    "RSQRT": frozenset({"rsqrt"}),
     "MEAN": frozenset({"mean", "adaptive_avg_pool2d"}),
     "AVERAGE_POOL_2D": frozenset({"avg_pool2d", "mean", "adaptive_avg_pool2d"}),
     "MAX_POOL_2D": frozenset({"max_pool2d"}),

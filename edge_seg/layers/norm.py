@@ -1,9 +1,13 @@
-"""Normalisation by name, convolution + norm + activation, and weights shared over levels with a norm for each level."""
+"""Normalisation by name, convolution + norm + activation, and weights shared over levels with a norm for each level.
+
+GroupNorm has a form for export, of operations that every delegate takes.
+"""
 
 from __future__ import annotations
 
 from typing import Literal
 
+import torch
 from torch import Tensor, nn
 
 from edge_seg.errors import ConfigError
@@ -31,6 +35,52 @@ def norm_layer(name: Norm, channels: int) -> nn.Module:
     if name == "none":
         return nn.Identity()
     return nn.GroupNorm(_GROUPS, channels, eps=_EPS) if name == "gn" else nn.BatchNorm2d(channels, eps=_EPS)
+
+
+class PooledGroupNorm(nn.Module):
+    """GroupNorm of one picture whose statistics are maps of one cell; equal to `nn.GroupNorm` but for rounding.
+
+    Group means are means of channel means, and mixing channels of one cell is a 1x1 convolution; those behind the
+    variance hold epsilon and the scale, where a converter would put them. Converted as it is, `nn.GroupNorm` is a
+    reshape to five axes and a BROADCAST_TO, which neither XNNPACK nor a GPU takes.
+
+    Args:
+        norm: The norm, with scale and offset.
+    """
+
+    def __init__(self, norm: nn.GroupNorm) -> None:
+        super().__init__()
+        channels, groups = norm.num_channels, norm.num_groups
+        member = torch.eye(groups).repeat_interleave(channels // groups, dim=1)[:, :, None, None]
+        share, spread = member * (groups / channels), member.transpose(0, 1).contiguous()
+        self.group_mean = _pointwise(share)
+        self.mean = _pointwise(spread)
+        self.group_variance = _pointwise(share, torch.full((groups,), norm.eps))
+        self.scale = _pointwise(spread * norm.weight.detach()[:, None, None, None])
+        self.offset = nn.Parameter(norm.bias.detach().clone().reshape(1, channels, 1, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Normalises [1, C, h, w]."""
+        centred = x - self.mean(self.group_mean(x.mean((2, 3), keepdim=True)))
+        variance = self.group_variance((centred * centred).mean((2, 3), keepdim=True))
+        y: Tensor = centred * self.scale(torch.rsqrt(variance)) + self.offset
+        return y
+
+
+def _pointwise(weight: Tensor, bias: Tensor | None = None) -> nn.Conv2d:
+    conv = nn.Conv2d(weight.shape[1], weight.shape[0], 1, bias=bias is not None)
+    conv.load_state_dict({"weight": weight} | ({} if bias is None else {"bias": bias}))
+    return conv
+
+
+def pooled_group_norms(module: nn.Module) -> nn.Module:
+    """Replaces every GroupNorm by its form for export, in place, and returns the module."""
+    for name, child in list(module.named_children()):
+        if isinstance(child, nn.GroupNorm):
+            setattr(module, name, PooledGroupNorm(child))
+        else:
+            pooled_group_norms(child)
+    return module
 
 
 class ConvNormAct(nn.Sequential):

@@ -27,7 +27,7 @@ from edge_seg.contract import ClassInfo
 from edge_seg.errors import ConfigError
 from edge_seg.layers.coordinates import CoordinateConv, coordinate_map, fold_coordinates, resized_coordinates
 from edge_seg.layers.fpn import Fpn, FpnOptions
-from edge_seg.layers.norm import ConvNormAct, LevelConv, Norm, SeparableNormAct
+from edge_seg.layers.norm import ConvNormAct, LevelConv, Norm, SeparableNormAct, pooled_group_norms
 from edge_seg.layers.ops import Add, Normalize, Resize, Upsample
 from edge_seg.models.base import (
     MEAN_RGB,
@@ -398,7 +398,7 @@ class Solov2(Network):
             constants = {"kernel.weight": _array(last.weight), "kernel.bias": _array(last.get_parameter("bias"))}
             body.kernel.predict = nn.Identity()
             fold_coordinates(body)
-        plain = plain_convolutions(body)
+        plain = plain_convolutions(pooled_group_norms(body))
         return ExportGraph(split_convolutions(plain) if split_7x7 else plain, _outputs(fold=fold), constants)
 
     def macs(self) -> dict[str, int]:
