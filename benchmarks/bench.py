@@ -289,6 +289,12 @@ def _with_max_time(profile: Profile, max_time_s: float | None) -> Profile:
 def _with_ratio(profile: Profile, ratio_ci_pct: float | None, files_n: int) -> Profile:
     if ratio_ci_pct is None:
         return profile
+    if isinstance(RUNNERS[profile.runner](), ToolRunner):
+        raise InputError(
+            f"The profile {profile.name} knows no ratios: there another program measures one file after the other.",
+            expected="a profile whose runner takes turns, such as host_cpu_1t",
+            todo="leave --ratio-ci-pct out",
+        )
     if not 0.0 < ratio_ci_pct < math.inf or files_n < 2:
         raise InputError(
             "There is no ratio to know so well.",

@@ -203,7 +203,8 @@ def measure(
 
     def finish(track: _Track) -> None:
         series = replace(_series(track, len(images)), block_runs=plan.block_runs)
-        if plan.ratio_ci_pct is not None and series.interval.width_pct <= plan.target_ci_pct:
+        together = plan.ratio_ci_pct is not None and series.stopped_by in ("ratio", "max_time")
+        if together and series.interval.width_pct <= plan.target_ci_pct:
             series = replace(series, stopped_by="target")
         finished[track.index] = series
         on_done(finished[track.index])

@@ -158,23 +158,20 @@ def _warnings(found: ReportInput) -> Html:
     return join(subtitle("Warnings"), bullets(items, "warnings")) if items else Html("")
 
 
-def _ratio_rule(ratio_ci_pct: object) -> list[str]:
-    if ratio_ci_pct is None:
-        return []
-    return [
-        "Asked for were ratios: files were run until the 95 % interval of each one’s ratio to the first was at most "
-        f"{number(ratio_ci_pct, 1)} % wide, whatever the intervals of their medians were."
-    ]
+def _known(rules: Mapping[str, Any]) -> str:
+    """What a file is run until: its own median is known, or the ratios of all files to the first one."""
+    if rules.get("ratio_ci_pct") is None:
+        return f"the 95 % interval of its median is at most {number(rules.get('target_ci_pct'), 1)} % wide"
+    return f"the 95 % interval of every file’s ratio to the first is at most {number(rules['ratio_ci_pct'], 1)} % wide"
 
 
 def _definitions(record: Record) -> Html:
     rules = record.protocol
-    target, least = number(rules.get("target_ci_pct"), 1), number(rules.get("min_runs"), 0)
+    least = number(rules.get("min_runs"), 0)
     items = [
-        f"A file is run until the 95 % interval of its median is at most {target} % wide, at least {least} times and "
+        f"A file is run until {_known(rules)}, at least {least} times and "
         f"for {number(rules.get('min_time_s'), 1)} s, at most {number(rules.get('max_time_s'), 1)} s; "
         f"files take turns ({rules.get('order', MISSING)}).",
-        *_ratio_rule(rules.get("ratio_ci_pct")),
         f"Percentiles: {rules.get('percentiles', MISSING)}. Interval: percentile bootstrap of the median.",
         "p90, MLPerf: its early-stopping estimate, not below the true p90 with 99 % confidence; needs 64 runs.",
         "Outliers: Tukey’s fences at 1.5 (mild) and 3 (severe) interquartile ranges; counted, never dropped.",

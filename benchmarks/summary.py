@@ -252,6 +252,12 @@ def _warnings(
             f"stopped when the ratios to the first file were known to {plan.ratio_ci_pct:g} %; the median's interval is"
             f" {series.interval.width_pct:.1f} % wide, the target is {plan.target_ci_pct:g} %: good for ratios only"
         )
+    elif series.stopped_by == "max_time" and isinstance(plan, Plan) and plan.ratio_ci_pct is not None:
+        found.append(
+            f"stopped after {plan.max_time_s:g} s, before the ratios to the first file were known to"
+            f" {plan.ratio_ci_pct:g} %; the median's interval is {series.interval.width_pct:.1f} % wide; use a quieter"
+            " machine or more time"
+        )
     elif not series.target_met and isinstance(plan, Plan):
         found.append(
             f"stopped after {plan.max_time_s:g} s with the median's interval"

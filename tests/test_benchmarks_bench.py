@@ -235,8 +235,11 @@ def test_asked_for_ratios_files_stop_when_those_are_known_and_say_that_their_med
     assert {record.protocol["ratio_ci_pct"] for record in records} == {20.0}
     assert not any(record.valid for record in records)
     assert all("good for ratios only" in "; ".join(record.warnings) for record in records)
-    page = _definitions(records[0])
-    assert "each one’s ratio to the first was at most 20.0 % wide" in str(page)
+    assert "every file’s ratio to the first is at most 20.0 % wide" in str(_definitions(records[0]))
+    hopeless = _run(two_files, profile_path, tmp_path / "h.json", max_time_s=1.0, ratio_ci_pct=0.01)
+    assert {record.protocol["stopped_by"] for record in hopeless} == {"max_time"}
+    assert all("before the ratios to the first file were known to 0.01 %" in r.warnings[0] for r in hopeless)
+    assert "of its median is at most 2.0 % wide" in str(_definitions(_run(two_files, profile_path, tmp_path / "m")[0]))
 
 
 def test_one_file_has_no_ratio_to_be_known(two_files, profile_path, tmp_path):
@@ -244,6 +247,8 @@ def test_one_file_has_no_ratio_to_be_known(two_files, profile_path, tmp_path):
         _run(two_files[:1], profile_path, tmp_path / "r.json", ratio_ci_pct=2.0)
     with pytest.raises(InputError, match="no ratio"):
         _run(two_files, profile_path, tmp_path / "r.json", ratio_ci_pct=0.0)
+    with pytest.raises(InputError, match="knows no ratios"):
+        bench.benchmark(two_files, ["pixel_8"], images=IMAGES, out=tmp_path / "r.json", ratio_ci_pct=2.0)
     assert not (tmp_path / "r.json").exists()
 
 

@@ -8,7 +8,7 @@ import pytest
 from edge_seg.benchmarks.harness import Plan, measure
 from edge_seg.benchmarks.runner import Opened, StageTimes
 from edge_seg.benchmarks.stats_paired import compare_turns
-from edge_seg.errors import InputError
+from edge_seg.errors import InputError, MissingHere
 
 IMAGES = [np.full((4, 6, 3), value, np.uint8) for value in range(3)]
 PLAN = Plan(min_runs=16, min_time_s=0.1, max_time_s=4.0, target_ci_pct=2.0)
@@ -219,6 +219,22 @@ def test_a_median_that_is_known_as_well_as_asked_counts_as_such_among_ratios():
     found = measure(pair, IMAGES, RATIOS, clock=clock)
     assert [one.stopped_by for one in found] == ["target"] * 2
     assert [one.samples.run_ms.size for one in found] == [16, 16]
+
+
+def test_a_lost_device_is_lost_also_where_the_median_was_known():
+    files, clock, done = [FakeExecutor(lambda i: 10.0, clock=FakeClock()) for _ in range(2)], FakeClock(), []
+    step = files[1].step
+
+    def lost_in_the_end(image):
+        if len(files[1].seen) > 30:
+            raise MissingHere("The device went away.")
+        return step(image)
+
+    files[1].step = lost_in_the_end
+    with pytest.raises(MissingHere):
+        measure(files, IMAGES, replace(RATIOS, min_runs=1000), clock=clock, on_done=done.append)
+    assert [one.stopped_by for one in done] == ["lost"] * 2
+    assert all(one.interval.width_pct == 0.0 for one in done)
 
 
 def test_one_file_has_no_ratio_and_is_measured_until_its_median_is_known():

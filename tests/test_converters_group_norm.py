@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import math
 
@@ -18,8 +19,9 @@ from edge_seg.converters.convert import convert_many
 from edge_seg.converters.exported import open_exported
 from edge_seg.converters.flatbuffer import read_graph
 from edge_seg.converters.layers.figures import decibel
-from edge_seg.converters.layers.values import _changed
+from edge_seg.converters.layers.values import FileValues, _changed, _has_mean_of_squares
 from edge_seg.converters.layers.verify import verify_layers
+from edge_seg.errors import ArtifactError
 from edge_seg.layers.norm import PooledGroupNorm, pooled_group_norms
 from edge_seg.models.base import MODELS
 
@@ -124,6 +126,17 @@ def test_half_precision_that_overflows_is_the_worst_ratio():
     assert decibel(1.0, math.inf) == decibel(0.0, 1.0) == decibel(1.0, math.nan) == -math.inf
     assert decibel(1.0, 0.0) == math.inf
     assert decibel(100.0, 1.0) == 20.0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("squares", [True, False])
+def test_only_behind_a_mean_of_squares_may_keeping_tensors_change_the_rounding(squares, grouped, monkeypatch):
+    values = FileValues(grouped[1]["fp32"], "xnnpack")
+    assert _has_mean_of_squares(values.graph)
+    if not squares:
+        monkeypatch.setattr("edge_seg.converters.layers.values._has_mean_of_squares", lambda graph: False)
+    with contextlib.nullcontext() if squares else pytest.raises(ArtifactError, match="keeps every tensor"):
+        values.run(smooth_pictures(1, side=SIDE)[0])
 
 
 def test_what_keeping_tensors_may_change_is_the_rounding_of_floats():

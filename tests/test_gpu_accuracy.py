@@ -17,6 +17,21 @@ class Runner:
         return {"map": np.array(next(self.answers), np.float32)}
 
 
+def test_bodies_with_equal_figures_share_a_line_and_a_refused_one_says_why(tmp_path):
+    off = {"gpu": 3e-6, "cpu": 2e-6, "torch": 1e-6}
+    runtime = {"adapter": "SwiftShader", "adapter_kind": "CPU / Software"}
+    shares = {"range_share": {"a": 1e-6, "b": 4e-6}, "worst": 4e-6, "from_float64": {"a": {}, "b": off}}
+    rows = [{"network": f"net_{px}", "input_px": 128, "runtime": runtime, **shares} for px in (256, 512)]
+    rows.append({"network": "old", "input_px": 128, "refused": "not whole", "got": "CUMSUM: not supported. 3 of 4"})
+    document = {"command": "python -m x", "precision": "fp32", "pictures": 3, "rows": rows}
+    (tmp_path / "gpu_bodies").mkdir()
+    (tmp_path / "gpu_bodies" / "128_px.json").write_text(json.dumps(document))
+    text = results_markdown(tmp_path)
+    assert "SwiftShader (CPU / Software), fp32, 128 px, random weights, 3 pictures (`python -m x`)" in text
+    assert "| `net_256`, `net_512` | `b` | 4.0e-06 | 3.0e-06 | 2.0e-06 | 1.0e-06 |" in text
+    assert "| `old` |  | refused: CUMSUM: not supported |  |  |  |" in text
+
+
 def test_the_largest_difference_is_kept_as_a_share_of_each_pictures_range():
     beside = Beside(Runner([0.0, 1.0, 4.0], [0.0, 2.5]), Runner([0.0, 1.2, 4.0], [0.0, 2.0]))
     picture = np.zeros((2, 2, 3), np.uint8)

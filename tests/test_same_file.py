@@ -130,14 +130,17 @@ def test_in_a_row_counts_the_longest_run():
 
 def test_asked_for_the_ratio_both_stop_when_it_is_known(file, tmp_path):
     options = ["--profile", str(file.parent / "made_up.toml"), "--times", "2", "--images", "1", "--max-time-s", "600"]
-    result = CliRunner().invoke(
-        same_file.main, [str(file), *options, "--ratio-ci-pct", "3", "--json", str(tmp_path / "out.json")]
-    )
+    asked = tmp_path / "out.json"
+    result = CliRunner().invoke(same_file.main, [str(file), *options, "--ratio-ci-pct", "3", "--json", str(asked)])
     assert result.exception is None
-    (one,) = json.loads((tmp_path / "out.json").read_text())["profiles"]
-    assert one["plan"]["ratio_ci_pct"] == 3.0
-    assert [time["stopped_by"] for time in one["times"]] == ["ratio"] * 2
-    assert all(time["ci95"][1] - time["ci95"][0] <= 0.031 for time in one["times"])
+    profile = file.parent / "made_up.toml"
+    profile.write_text(PROFILE + "ratio_ci_pct = 3.0\n")  # the profile may ask as well
+    CliRunner().invoke(same_file.main, [str(file), *options, "--json", str(tmp_path / "own.json")])
+    for document in (asked, tmp_path / "own.json"):
+        (one,) = json.loads(document.read_text())["profiles"]
+        assert one["plan"]["ratio_ci_pct"] == 3.0
+        assert [time["stopped_by"] for time in one["times"]] == ["ratio"] * 2
+        assert all(time["ci95"][1] - time["ci95"][0] <= 0.031 for time in one["times"])
 
 
 def test_too_little_time_for_eight_turns_is_said_and_counts_as_not_within(file, tmp_path):

@@ -156,7 +156,7 @@ class PackedMasks:
     def of(cls, masks_nhw: Bools) -> PackedMasks:
         """Packs masks, [n, h, w]."""
         count, height, width = masks_nhw.shape
-        # rows of whole bytes may be packed as one: four times faster than row by row
+        # rows of whole bytes may be packed as one, which is faster than row by row
         packed = np.packbits(masks_nhw, axis=2 if width % 8 else None)
         rows = packed.reshape(count, height, -(-width // 8))
         size = height * rows.shape[2]
@@ -176,7 +176,7 @@ class PackedMasks:
 
 
 def _all_rows(rows_nhb: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """Bits that any row of a mask has, [n, b]: the lower half on the upper one, five times faster than a reduction.
+    """Bits that any row of a mask has, [n, b]: the lower half on the upper one; faster than a reduction.
 
     Of an odd number of rows both halves hold the middle one.
     """

@@ -161,7 +161,7 @@ class SOLOv2Decoder:
     def _kernels(self, raw: Raw, found: FoundCells) -> Array:
         """Gathers the kernels of cells, [N, channels]: level by level what is read, then one product for all.
 
-        More rows follow, up to a multiple of four, and mean nothing: OpenBLAS is a fifth faster than with a remainder.
+        More rows follow, up to a multiple of four, and mean nothing: OpenBLAS is slower with a remainder.
         """
         lazy = self._kernel
         width = self._features.shape[-1] if lazy is None else lazy.size**2 * lazy.inputs

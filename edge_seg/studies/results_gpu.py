@@ -57,10 +57,10 @@ def bodies(documents: Sequence[Mapping[str, Any]]) -> list[str]:
         sides = ", ".join(sorted({f"{row['input_px']} px" for row in document["rows"]}))
         tables.append(
             f"**Every registered body on LiteRT's GPU accelerator**, {told}, {document['precision']}, {sides}, random "
-            f"weights, {document['pictures']} pictures (`{document['command']}`): the largest difference from the CPU "
-            "of any output as a share of its range, and how far that output is from PyTorch's float64 on each."
+            f"weights, {document['pictures']} pictures (`{document['command']}`): how far its outputs are "
+            "from the CPU's, as a share of each output's range (the worst one), and from PyTorch's float64."
         )
-        columns = ("network", "output", "accelerator to CPU", "accelerator to float64", "CPU", "PyTorch float32")
+        columns = ("network", "output", "to the CPU", "to float64", "CPU to float64", "PyTorch float32 to float64")
         tables.append(table(columns, [[", ".join(names), *cells] for cells, names in lines.items()]))
     return tables
 

@@ -190,8 +190,7 @@ def document(
         images: Pictures, each [H, W, 3] uint8 RGB.
         times: How often on each profile.
         max_time_s: Replaces the profiles' measured seconds after which one of the two stops.
-        ratio_ci_pct: Both stop when the 95 % interval of their ratio is so narrow, in percent; None leaves it to their
-            medians.
+        ratio_ci_pct: Replaces the profiles': both stop when the 95 % interval of their ratio is so narrow, in percent.
         show: Called with how many times are done of all.
 
     Raises:
@@ -201,7 +200,7 @@ def document(
         raise InputError("There is nothing to measure.", expected="at least one time, time for it, and a width above 0")
     hashed, found = sha256_of(file), []
     for k, profile in enumerate(profiles):
-        plan = replace(Plan.of(profile), ratio_ci_pct=ratio_ci_pct)
+        plan = Plan.of(profile if ratio_ci_pct is None else replace(profile, ratio_ci_pct=ratio_ci_pct))
         if max_time_s is not None:
             plan = replace(plan, max_time_s=max_time_s, min_time_s=min(plan.min_time_s, max_time_s))
 
