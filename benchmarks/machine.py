@@ -10,15 +10,22 @@ from pathlib import Path
 from typing import Any
 
 _CPU0 = Path("/sys/devices/system/cpu/cpu0/cpufreq")
+_INT8_FEATURES = ("avx2", "avx_vnni", "avx512_vnni", "amx_int8", "asimddp", "i8mm", "sve", "sve2")
 
 
 def host_device() -> dict[str, Any]:
-    """Returns `name soc os cpu cores virtual` of this machine."""
+    """Returns `name soc os cpu cpu_id int8_features machine cores virtual` of this machine.
+
+    Virtual machines of one `cpu` name can differ fourfold in int8: `cpu_id` (family, model, stepping) and the
+    instructions that int8 kernels choose by tell them apart.
+    """
     return {
         "name": "host",
         "soc": None,
         "os": f"{platform.system()} {platform.release()}",
         "cpu": cpu_model(),
+        "cpu_id": _cpu_id(),
+        "int8_features": _int8_features(),
         "machine": platform.machine(),
         "cores": os.cpu_count(),
         "virtual": _is_virtual(),
@@ -34,10 +41,30 @@ def cpu_model() -> str | None:
     return platform.processor() or None
 
 
+def _cpu_id() -> str | None:
+    """Returns family, model and stepping (x86), or implementer, part and revision (Arm), of the first core."""
+    told = dict(reversed([[part.strip() for part in line.split(":", 1)] for line in _cpuinfo() if ":" in line]))
+    for keys in (("cpu family", "model", "stepping"), ("CPU implementer", "CPU part", "CPU revision")):
+        if all(told.get(key) for key in keys):
+            return " ".join(told[key] for key in keys)
+    return None
+
+
+def _int8_features() -> list[str] | None:
+    flags = _flags()
+    return None if flags is None else [name for name in _INT8_FEATURES if name in flags]
+
+
 def _is_virtual() -> bool | None:
     """Whether the CPU reports a hypervisor (x86 only; None elsewhere)."""
     flags = [line for line in _cpuinfo() if line.startswith("flags")]
     return "hypervisor" in flags[0].split() if flags else None
+
+
+def _flags() -> list[str] | None:
+    """Returns the instruction sets of the first core; None where the system names none."""
+    lines = [line for line in _cpuinfo() if line.partition(":")[0].strip() in ("flags", "Features")]
+    return lines[0].partition(":")[2].split() if lines else None
 
 
 def _cpuinfo() -> list[str]:

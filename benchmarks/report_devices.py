@@ -59,7 +59,7 @@ def _device_row(records: list[Record]) -> list[Cell]:
         record.profile,
         join(*kinds),
         _text(name),
-        _text(device.get("cpu") or device.get("soc")),
+        _text(_chip(device)),
         _text(device.get("os")),
         record.delegate_requested,
         f"{record.threads}" + (f", CPUs {record.cpu_mask}" if record.cpu_mask else ""),
@@ -67,6 +67,12 @@ def _device_row(records: list[Record]) -> list[Cell]:
         _span(records, "load", "load_after", ""),
         _span(records, "temperature_c", "temperature_after_c", "°C") if "temperature_c" in state else MISSING,
     ]
+
+
+def _chip(device: Mapping[str, Any]) -> object:
+    features = device.get("int8_features")
+    name = device.get("cpu") or device.get("soc")
+    return f"{name} ({', '.join(map(str, features))})" if name and isinstance(features, list) and features else name
 
 
 def _span(records: list[Record], before: str, after: str, unit: str) -> str:

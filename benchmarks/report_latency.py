@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 from edge_seg.benchmarks.report import ReportInput
 from edge_seg.benchmarks.report_accuracy import dot
 from edge_seg.benchmarks.report_cards import state_badges

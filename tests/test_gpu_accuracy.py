@@ -1,5 +1,7 @@
 """The study of the accelerator's arithmetic, with stand-ins for both runners."""
 
+import json
+
 import numpy as np
 import pytest
 

@@ -92,7 +92,7 @@ def test_gradients_pass_inside_the_range_and_stop_outside():
 
 def test_a_picture_goes_through_its_grid_unchanged():
     picture = torch.arange(256.0).reshape(1, 1, 16, 16)
-    grid = fixed_grid().train()
+    grid = fixed_grid(0.0, 255.0).train()
     assert torch.equal(grid(picture), picture)
     grid(picture * 3)
     update_ranges(grid, Alone())

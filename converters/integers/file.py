@@ -91,7 +91,9 @@ class _Reader:
         tensor = self.graph.tensors[place]
         if not tensor.constant:
             raise InputError(f"Nothing computes {tensor.name!r} before it is read.")
-        return IntegerOp("constant", "", (), place, values_nhwc=self.graph.constant(place))
+        values = self.graph.constant(place)
+        one = values.reshape(1, 1, 1, 1) if values.size == 1 else values  # files hold one number without axes
+        return IntegerOp("constant", "", (), place, values_nhwc=one)
 
     def same_grids(self, op: OpInfo, inputs: Sequence[int]) -> None:
         """Raises InputError unless the inputs lie on the grid of the output: the kernel only moves integers."""
@@ -162,8 +164,8 @@ def _fully_connected(reader: _Reader, op: OpInfo) -> IntegerOp:
 
 def _add(reader: _Reader, op: OpInfo) -> IntegerOp:
     shapes = [reader.graph.tensors[i].shape for i in op.inputs]
-    if len(shapes) != 2 or shapes[0] != shapes[1]:
-        raise InputError("The integer mirror adds two maps of one shape only.", got=str(shapes))
+    if len(shapes) != 2 or not (shapes[0] == shapes[1] or math.prod(shapes[1]) == 1):
+        raise InputError("The integer mirror adds two maps of one shape, or a number to a map, only.", got=str(shapes))
     return reader.op(op, "add", op.inputs)
 
 

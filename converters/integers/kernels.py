@@ -86,7 +86,7 @@ def add(a: Ints, b: Ints, grids: tuple[Grid, Grid], out: Grid) -> Ints:
 
     Args:
         a: First map.
-        b: Second map.
+        b: Second map, or one number [1, 1, 1, 1].
         grids: Their grids.
         out: Grid of the sum; `low` and `high` are the range of a fused activation.
     """

@@ -310,8 +310,11 @@ def _limit(walk: _Walk, node: Any, source: Any, low: float, high: float) -> _Sta
 
 def _add(walk: _Walk, node: Any, a: Mapping[str, Any]) -> _State:
     shapes = [tuple(n.meta["val"].shape) for n in (a["self"], a["other"]) if n in walk.states]
-    if a["alpha"] != 1 or len(shapes) != 2 or shapes[0] != shapes[1]:
-        raise InputError(f"The sum at {module_path(node)!r} is not one of two maps of one shape.", got=str(shapes))
+    if a["alpha"] != 1 or len(shapes) != 2 or not (shapes[0] == shapes[1] or math.prod(shapes[1]) == 1):
+        raise InputError(
+            f"The sum at {module_path(node)!r} is not one of two maps of one shape, or of a map and a number.",
+            got=str(shapes),
+        )
     return walk.pending(node, "add", walk.placed(a["self"]), walk.placed(a["other"]))
 
 

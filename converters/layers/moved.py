@@ -74,7 +74,8 @@ class AddedMaps:
             if map_nhwc is None:
                 continue
             wanted = map_nhwc + self._moved.get(add.inputs[0][1], 0.0)
-            found, step = _real(self._graph.constant(stored.index), stored)
+            values = self._graph.constant(stored.index)
+            found, step = _real(values.reshape(wanted.shape) if values.size == wanted.size else values, stored)
             differ = ~(np.abs(found - np.clip(wanted, *_ends(stored))) <= 0.505 * step)
             for place in map(tuple, np.argwhere(differ)[:1].tolist()):
                 text = f"at {list(place)} the constant map has {found[place]:.6g}, the program {wanted[place]:.6g}"

@@ -171,7 +171,8 @@ def activation_grids(graph: Graph, ranges: Mapping[int, Range], bits: Mapping[in
         bits: 8 or 16 by tensor index.
 
     Returns:
-        Grids by tensor index; the input's is fixed, so that an app writes `byte - 128`.
+        Grids by tensor index; the input's is fixed, so that an app writes `byte - 128`, and so is that of its sum
+        with one number: every byte keeps an integer of its own, whatever the pictures of the calibration hold.
     """
     grids = {
         t: activation_grid(r.low, r.high, bits=16) if bits[t] == 16 else activation_grid(r.kept_low, r.kept_high)
@@ -183,7 +184,21 @@ def activation_grids(graph: Graph, ranges: Mapping[int, Range], bits: Mapping[in
             if kind in FIXED_GRIDS and t in grids:
                 grids[t] = FIXED_GRIDS[kind] if bits[t] == 8 else Grid(2.0**-15, 0, -32768, 32767)
     grids[graph.inputs[0]] = INPUT_GRID
+    for op in graph.ops:
+        shift = _shift_of_picture(graph, op)
+        if shift is not None and bits.get(op.outputs[0]) == 8:
+            grids[op.outputs[0]] = activation_grid(*(end + shift for end in INPUT_GRID.range))
     return grids
+
+
+def _shift_of_picture(graph: Graph, op: OpInfo) -> float | None:
+    """Returns the one number that an operator adds to the picture, or None for other operators."""
+    if op.name not in ("ADD", "SUB") or op.inputs[0] != graph.inputs[0] or not graph.tensors[op.inputs[1]].constant:
+        return None
+    value = graph.constant(op.inputs[1])
+    if value.size != 1 or op.options.get("fused_activation_function", "NONE") != "NONE":
+        return None
+    return float(value.reshape(-1)[0]) * (-1.0 if op.name == "SUB" else 1.0)
 
 
 def _merged(histograms: Iterable[Histogram]) -> Histogram:

@@ -78,12 +78,18 @@ class ConstantMap(nn.Module):
     """A map that does not depend on the picture, as an input of `Add`: quantisation gives it a grid of its own.
 
     Args:
-        value: [1, C, h, w].
+        value: [1, C, h, w], or [1, 1, 1, 1] for one number.
+        trained: Whether retraining may change it; if not, it is no part of a checkpoint either.
     """
 
-    def __init__(self, value: Tensor) -> None:
+    value: Tensor
+
+    def __init__(self, value: Tensor, *, trained: bool = True) -> None:
         super().__init__()
-        self.value = nn.Parameter(value)
+        if trained:
+            self.value = nn.Parameter(value)
+        else:
+            self.register_buffer("value", value, persistent=False)
 
     def forward(self) -> Tensor:
         """Returns [1, C, h, w]."""
@@ -93,7 +99,8 @@ class ConstantMap(nn.Module):
 class Normalize(nn.Module):
     """(x - mean) / std as one 1x1 depthwise convolution, the first operation of a body.
 
-    Folding it into the first convolution would be wrong at the borders, where zero padding is not the mean.
+    Folding it into the first convolution would be wrong at the borders, where zero padding is not the mean; the
+    deviation alone can be folded (`layers.picture`).
 
     Args:
         mean: Mean colour, RGB, 0..255.
@@ -102,6 +109,7 @@ class Normalize(nn.Module):
 
     def __init__(self, mean: tuple[float, float, float], std: tuple[float, float, float]) -> None:
         super().__init__()
+        self.mean, self.std = mean, std
         scale = 1.0 / torch.tensor(std)
         self.register_buffer("weight", scale.reshape(3, 1, 1, 1), persistent=False)
         self.register_buffer("bias", -torch.tensor(mean) * scale, persistent=False)

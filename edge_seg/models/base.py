@@ -22,8 +22,8 @@ from edge_seg.layers.split import is_depthwise_7x7, is_foldable, split_7x7
 from edge_seg.models.reduce import ONE_PROCESS, Reduce
 from edge_seg.registry import Registry
 
-MEAN_RGB = (127.5, 127.5, 127.5)
-STD_RGB = (127.5, 127.5, 127.5)
+MEAN_RGB = (128.0, 128.0, 128.0)  # a whole byte and a power of two: nothing of the picture is lost to rounding
+STD_RGB = (128.0, 128.0, 128.0)
 SIZE_STEP_PX = 32
 CODE_LICENCE = "Apache-2.0 (network); the weights follow the licence of their training data"
 

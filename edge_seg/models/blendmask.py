@@ -26,6 +26,7 @@ from edge_seg.errors import ConfigError
 from edge_seg.layers.fpn import Fpn, FpnOptions
 from edge_seg.layers.norm import ConvNormAct, LevelConv, Norm, SeparableNormAct, pooled_group_norms
 from edge_seg.layers.ops import Add, Normalize, Upsample
+from edge_seg.layers.picture import fold_deviation
 from edge_seg.models.base import (
     MEAN_RGB,
     MODELS,
@@ -441,7 +442,7 @@ class BlendMask(Network):
             constants["attention.weight"] = _array(attention.get_parameter("weight"))
             constants["attention.bias"] = _array(attention.get_parameter("bias"))
             body.set_submodule("head.attention", nn.Identity())
-        plain = plain_convolutions(pooled_group_norms(body))
+        plain = plain_convolutions(pooled_group_norms(fold_deviation(body)))
         return ExportGraph(split_convolutions(plain) if split_7x7 else plain, self._outputs(lazy=fold), constants)
 
     def _outputs(self, *, lazy: bool) -> tuple[OutputSpec, ...]:

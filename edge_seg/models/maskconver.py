@@ -26,6 +26,7 @@ from edge_seg.errors import ConfigError
 from edge_seg.layers.aspp import Aspp
 from edge_seg.layers.conv import ConvBnAct, SeparableConv
 from edge_seg.layers.ops import Add, Normalize, Upsample
+from edge_seg.layers.picture import fold_deviation
 from edge_seg.models.base import (
     MEAN_RGB,
     MODELS,
@@ -344,7 +345,7 @@ class MaskConver(Network):
             OutputSpec("embedding", "embedding", STRIDE_PX, "relu" if lazy else "none"),
             OutputSpec("mask_features", "mask_features", STRIDE_PX, "relu" if folded else "none"),
         )
-        plain = plain_convolutions(body)
+        plain = plain_convolutions(fold_deviation(body))
         return ExportGraph(split_convolutions(plain) if split_7x7 else plain, outputs, constants)
 
     def macs(self) -> dict[str, int]:

@@ -29,6 +29,7 @@ from edge_seg.layers.coordinates import CoordinateConv, coordinate_map, fold_coo
 from edge_seg.layers.fpn import Fpn, FpnOptions
 from edge_seg.layers.norm import ConvNormAct, LevelConv, Norm, SeparableNormAct, pooled_group_norms
 from edge_seg.layers.ops import Add, Normalize, Resize, Upsample
+from edge_seg.layers.picture import fold_deviation
 from edge_seg.models.base import (
     MEAN_RGB,
     MODELS,
@@ -398,7 +399,7 @@ class Solov2(Network):
             constants = {"kernel.weight": _array(last.weight), "kernel.bias": _array(last.get_parameter("bias"))}
             body.kernel.predict = nn.Identity()
             fold_coordinates(body)
-        plain = plain_convolutions(pooled_group_norms(body))
+        plain = plain_convolutions(pooled_group_norms(fold_deviation(body)))
         return ExportGraph(split_convolutions(plain) if split_7x7 else plain, _outputs(fold=fold), constants)
 
     def macs(self) -> dict[str, int]:
@@ -459,6 +460,7 @@ def _variant(name: str, backbone: str, default_px: int, **fixed: Any) -> None:
 
 for _px in (256, 320, 448, 512):
     _variant(f"solov2_mobile_{_px}", "mobilenet_v2", _px)
+_variant("solov2_mobile_mnv4s_256", "mobilenet_v4_conv_small", 256)
 _variant(
     "solov2_light_mnv2",
     "mobilenet_v2_symmetric",

@@ -12,12 +12,14 @@ import operator
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 from torch import fx, nn
 
 from edge_seg.errors import InputError
 from edge_seg.layers import ops
 from edge_seg.layers.coordinates import fold_coordinates
+from edge_seg.layers.picture import fold_deviation
 from edge_seg.models.base import Network, plain_convolutions, split_convolutions
 from edge_seg.quantization.convolutions import QuantConv2d, QuantNormalize
 from edge_seg.quantization.grids import ON_ITS_GRID, ActivationGrid, RangeOptions
@@ -66,7 +68,7 @@ def prepare(network: Network, options: RangeOptions) -> Network:
         InputError: The body has an operation without a rule for int8.
     """
     deferred = deferred_convolutions(network)
-    body = split_convolutions(plain_convolutions(fold_coordinates(copy.deepcopy(network.body).eval())))
+    body = split_convolutions(plain_convolutions(fold_coordinates(fold_deviation(copy.deepcopy(network.body).eval()))))
     body.requires_grad_(True)
     module = fx.GraphModule(body, _Tracer().trace(body))
     _drop_identities(module)
@@ -178,8 +180,8 @@ def _insert_grids(module: fx.GraphModule, deferred: frozenset[str], options: Ran
             members.append(value)
     names = {group: members[0].node.name for group, members in sites.items()}
     for group, members in sites.items():
-        fixed = any(m.kind == "input" for m in members)
-        grid = fixed_grid() if fixed else ActivationGrid(len(members), options)
+        known = [r for m in members if (r := _known_range(module, m, values))]
+        grid = fixed_grid(*known[0]) if known else ActivationGrid(len(members), options)
         holder.add_module(names[group], grid)
     for value in values.values():
         with module.graph.inserting_after(value.node):
@@ -187,10 +189,22 @@ def _insert_grids(module: fx.GraphModule, deferred: frozenset[str], options: Ran
         value.node.replace_all_uses_with(on_grid, delete_user_cb=partial(operator.is_not, on_grid))
 
 
-def fixed_grid() -> ActivationGrid:
-    """Returns the grid of the picture: bytes 0..255, whatever is seen."""
-    grid = ActivationGrid(1, RangeOptions(observe_steps=0))
+def _known_range(module: fx.GraphModule, value: _Value, values: dict[fx.Node, _Value]) -> tuple[float, float] | None:
+    """Returns the range of the picture, and of its sum with one number: bytes, whatever is seen; None for others."""
     low, high = INPUT_GRID.range
+    if value.kind == "input":
+        return low, high
+    sources = [values[n] for n in value.node.all_input_nodes if n in values]
+    if value.kind != "add" or sorted(s.kind for s in sources) != ["constant", "input"]:
+        return None
+    (constant,) = (s.node for s in sources if s.kind == "constant")
+    shift: Any = module.get_submodule(str(constant.target)).value
+    return (low + float(shift), high + float(shift)) if shift.numel() == 1 else None
+
+
+def fixed_grid(low: float, high: float) -> ActivationGrid:
+    """Returns a grid whose range does not follow what is seen."""
+    grid = ActivationGrid(1, RangeOptions(observe_steps=0))
     grid.get_buffer("low").fill_(low)
     grid.get_buffer("high").fill_(high)
     grid.get_buffer("steps").fill_(1)

@@ -112,6 +112,7 @@ CANDIDATES = (
     Candidate("blendmask_mobile_256", "blendmask_mobile_256", classes=_THINGS),
     Candidate("blendmask_mobile_mnv4s_256", "blendmask_mobile_mnv4s_256", classes=_THINGS),
     Candidate("solov2_mobile_256", "solov2_mobile_256", classes=_THINGS),
+    Candidate("solov2_mobile_mnv4s_256", "solov2_mobile_mnv4s_256", classes=_THINGS),
 )
 
 

@@ -21,8 +21,14 @@ def latency(records: Sequence[Mapping[str, Any]]) -> list[str]:
 
 def _machine(record: Mapping[str, Any]) -> str:
     device, runtime = record.get("device", {}), record.get("runtime", {})
-    cpu = device.get("cpu") or device.get("soc") or device.get("name") or "an unnamed device"
-    return f"{cpu}, {runtime.get('name', 'runtime')} {runtime.get('version', 'of unknown version')}"
+    return f"{_cpu(device)}, {runtime.get('name', 'runtime')} {runtime.get('version', 'of unknown version')}"
+
+
+def _cpu(device: Mapping[str, Any]) -> str:
+    """Names a processor, with the instructions that its int8 kernels may use where they were noted."""
+    name = device.get("cpu") or device.get("soc") or device.get("name") or "an unnamed CPU"
+    features = device.get("int8_features")
+    return f"{name} ({', '.join(features)})" if features else str(name)
 
 
 def _record_row(record: Mapping[str, Any]) -> list[str]:
@@ -48,7 +54,7 @@ def speed(runs: Sequence[Mapping[str, Any]]) -> list[str]:
         if run.get("what") in _OTHERS:
             tables += _OTHERS[run["what"]](run)
             continue
-        cpu, threads = run["device"].get("cpu") or "an unnamed CPU", run["threads"]
+        cpu, threads = _cpu(run["device"]), run["threads"]
         tables.append(
             f"**Speed** with random weights, all files in turns, {threads} thread, {cpu} (`{run['command']}`). Ratios "
             f"are to the published form and to others' networks in the same scheme, turn by turn, with intervals; the "
@@ -83,7 +89,7 @@ def _ratio(ends: Sequence[float] | None) -> str:
 
 def _decoder(run: Mapping[str, Any]) -> list[str]:
     """A table of `edge_seg.studies.decoder_speed`: the decoder beside the straightforward merge."""
-    cpu = run["device"].get("cpu") or "an unnamed CPU"
+    cpu = _cpu(run["device"])
     priority = ", real-time priority" if run["real_time_priority"] else ""
     columns = ("input px", "proposals", "segments", "median ms", "straightforward ms", "ratio")
     return [
@@ -111,7 +117,7 @@ def _decoder_row(row: Mapping[str, Any]) -> list[str]:
 
 def _instance_decoders(run: Mapping[str, Any]) -> list[str]:
     """A table of `edge_seg.studies.instance_decoder_speed`."""
-    cpu = run["device"].get("cpu") or "an unnamed CPU"
+    cpu = _cpu(run["device"])
     priority = ", real-time priority" if run["real_time_priority"] else ""
     columns = ("decoder", "input px", "objects", "median ms", "least ms", "peak memory, MB")
     rows = []
@@ -130,7 +136,7 @@ def _instance_decoders(run: Mapping[str, Any]) -> list[str]:
 
 def _operations(run: Mapping[str, Any]) -> list[str]:
     """A table of `edge_seg.studies.operation_speed`: milliseconds by kind of operator, files side by side."""
-    cpu = run["device"].get("cpu") or "an unnamed CPU"
+    cpu = _cpu(run["device"])
     profiles = run["profiles"]
     kinds = dict.fromkeys(kind for profile in profiles for kind in profile["by_kind"])
     rows = [[kind, *(_of_kind(profile["by_kind"].get(kind)) for profile in profiles)] for kind in kinds]
@@ -154,7 +160,7 @@ def training(runs: Sequence[Mapping[str, Any]]) -> list[str]:
     """One table per training speed: pictures per second and where the time goes, per number of processes."""
     tables = []
     for run in runs:
-        cpu = run["device"].get("cpu") or "an unnamed CPU"
+        cpu = _cpu(run["device"])
         tables.append(
             f"**Training speed** of `{run['network']}`, batch {run['batch_size']} over all processes, {run['cores']} "
             f"cores, {cpu} (`{run['command']}`); decoded pictures in memory. Shares of the time in percent; exchange "
