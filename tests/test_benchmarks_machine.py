@@ -19,7 +19,9 @@ model\t\t: 1
 stepping\t: 1
 flags\t\t: fpu
 """
-ARM = "processor\t: 0\nFeatures\t: fp asimd asimddp i8mm\nCPU implementer\t: 0x41\nCPU part\t: 0xd4d\nCPU revision\t: 1\n"
+ARM = (
+    "processor\t: 0\nFeatures\t: fp asimd asimddp i8mm\nCPU implementer\t: 0x41\nCPU part\t: 0xd4d\nCPU revision\t: 1\n"
+)
 
 
 @pytest.mark.parametrize(

@@ -56,7 +56,7 @@ def bodies(documents: Sequence[Mapping[str, Any]]) -> list[str]:
         told = ", ".join(f"{name} ({runtime['adapter_kind']})" for name, runtime in devices.items())
         sides = ", ".join(sorted({f"{row['input_px']} px" for row in document["rows"]}))
         tables.append(
-            f"**Every registered body on LiteRT's GPU accelerator**, {told}, {document['precision']}, {sides}, random "
+            f"**Registered bodies on LiteRT's GPU accelerator**, {told}, {document['precision']}, {sides}, random "
             f"weights, {document['pictures']} pictures (`{document['command']}`): how far its outputs are "
             "from the CPU's, as a share of each output's range (the worst one), and from PyTorch's float64."
         )
