@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import platform
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +41,14 @@ def cpu_model() -> str | None:
     return platform.processor() or None
 
 
+def chip_name(device: Mapping[str, Any]) -> str | None:
+    """Names the processor of a record's device, with its int8 instructions where they were noted; None if unknown."""
+    name, features = device.get("cpu") or device.get("soc"), device.get("int8_features")
+    if name and isinstance(features, list) and features:
+        return f"{name} ({', '.join(map(str, features))})"
+    return str(name) if name else None
+
+
 def _cpu_id() -> str | None:
     """Returns family, model and stepping (x86), or implementer, part and revision (Arm), of the first core."""
     told = dict(reversed([[part.strip() for part in line.split(":", 1)] for line in _cpuinfo() if ":" in line]))
@@ -51,19 +59,19 @@ def _cpu_id() -> str | None:
 
 
 def _int8_features() -> list[str] | None:
-    flags = _flags()
+    flags = _flags("flags", "Features")
     return None if flags is None else [name for name in _INT8_FEATURES if name in flags]
 
 
 def _is_virtual() -> bool | None:
     """Whether the CPU reports a hypervisor (x86 only; None elsewhere)."""
-    flags = [line for line in _cpuinfo() if line.startswith("flags")]
-    return "hypervisor" in flags[0].split() if flags else None
+    flags = _flags("flags")
+    return None if flags is None else "hypervisor" in flags
 
 
-def _flags() -> list[str] | None:
-    """Returns the instruction sets of the first core; None where the system names none."""
-    lines = [line for line in _cpuinfo() if line.partition(":")[0].strip() in ("flags", "Features")]
+def _flags(*keys: str) -> list[str] | None:
+    """Returns what the first core lists under one of some keys; None where the system has none of them."""
+    lines = [line for line in _cpuinfo() if line.partition(":")[0].strip() in keys]
     return lines[0].partition(":")[2].split() if lines else None
 
 

@@ -6,6 +6,7 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
+from edge_seg.benchmarks.machine import chip_name
 from edge_seg.benchmarks.profile import Profile, load_profile, profile_names
 from edge_seg.benchmarks.report import Document, ReportInput
 from edge_seg.benchmarks.report_accuracy import dot
@@ -59,7 +60,7 @@ def _device_row(records: list[Record]) -> list[Cell]:
         record.profile,
         join(*kinds),
         _text(name),
-        _text(_chip(device)),
+        _text(chip_name(device)),
         _text(device.get("os")),
         record.delegate_requested,
         f"{record.threads}" + (f", CPUs {record.cpu_mask}" if record.cpu_mask else ""),
@@ -67,12 +68,6 @@ def _device_row(records: list[Record]) -> list[Cell]:
         _span(records, "load", "load_after", ""),
         _span(records, "temperature_c", "temperature_after_c", "°C") if "temperature_c" in state else MISSING,
     ]
-
-
-def _chip(device: Mapping[str, Any]) -> object:
-    features = device.get("int8_features")
-    name = device.get("cpu") or device.get("soc")
-    return f"{name} ({', '.join(map(str, features))})" if name and isinstance(features, list) and features else name
 
 
 def _span(records: list[Record], before: str, after: str, unit: str) -> str:

@@ -7,12 +7,15 @@ import copy
 import numpy as np
 import pytest
 import torch
+from layer_faults import _write, op_of, planted_in, stored
 from torch import nn
 
-from edge_seg.backbones.base import BACKBONES
+from edge_seg.backbones.base import BACKBONES, PYRAMIDS
 from edge_seg.contract import ClassInfo
 from edge_seg.converters.convert import convert_many
+from edge_seg.converters.exported import open_exported
 from edge_seg.converters.flatbuffer import read_graph
+from edge_seg.converters.layers.verify import verify_layers
 from edge_seg.export import export_network
 from edge_seg.layers.ops import Normalize
 from edge_seg.layers.picture import CenteredPicture, fold_deviation
@@ -88,9 +91,9 @@ def test_what_cannot_be_folded_stays_as_it_is(body):
 
 def test_every_backbone_begins_with_the_convolution_and_the_norm_that_the_fold_looks_for():
     seen: list[nn.Module] = []
-    for name in BACKBONES.names():
+    for registry, name in [(r, name) for r in (BACKBONES, PYRAMIDS) for name in r.names()]:
         seen.clear()
-        backbone = BACKBONES[name]().eval()
+        backbone = registry[name]().eval()
         for module in backbone.modules():
             if isinstance(module, nn.Conv2d | nn.BatchNorm2d):
                 module.register_forward_hook(lambda m, *_: seen.append(m))
@@ -100,18 +103,40 @@ def test_every_backbone_begins_with_the_convolution_and_the_norm_that_the_fold_l
         assert seen[:2] == first, name
 
 
-@pytest.mark.slow
-def test_in_an_int8_file_every_byte_less_the_mean_is_itself(tmp_path):
-    """Also bytes that no picture of the calibration has."""
+@pytest.fixture(scope="module")
+def converted(tmp_path_factory):
+    """Exported folder and files by scheme of a small network; every picture of its calibration is grey."""
+    folder = tmp_path_factory.mktemp("picture")
     torch.manual_seed(0)
     network = MODELS["maskconver_lite_256"](num_classes=2, input_px=64).eval()
     classes = [ClassInfo(i + 1, f"class {i}", True, (0, 0, 0)) for i in range(2)]
     grey = [np.full((64, 64, 3), level, np.uint8) for level in (90, 140)]
-    folder = export_network(network, classes, {}, tmp_path / "exported")
-    (done,) = convert_many(folder, ("w8a8",), out=tmp_path, calibration=grey)
-    graph = read_graph(done.file)
+    exported = export_network(network, classes, {}, folder / "exported")
+    done = convert_many(exported, ("fp32", "w8a8"), out=folder, calibration=grey)
+    return exported, {one.scheme: one.file for one in done}
+
+
+@pytest.mark.slow
+def test_in_an_int8_file_every_byte_less_the_mean_is_itself(converted):
+    """Also bytes that no picture of the calibration has."""
+    graph = read_graph(converted[1]["w8a8"])
     first = graph.ops[0]
     assert (first.name, graph.tensors[first.outputs[0]].shape) == ("ADD", (1, 64, 64, 3))
     source, result = graph.tensors[first.inputs[0]], graph.tensors[first.outputs[0]]
     assert (source.scale[0], source.zero_point[0]) == (1.0, -128)
     assert (result.scale[0], result.zero_point[0]) == (1.0, 0)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("scheme", ["fp32", "w8a8"])
+def test_a_wrong_mean_is_found_and_named(scheme, converted, tmp_path):
+    exported, files = converted
+
+    def fault(model, graph):
+        index = stored(graph, op_of(graph, "normalize.add").inputs[1])
+        values = graph.constant(index)
+        _write(model, graph, index, (values + 2).astype(values.dtype))
+
+    assert verify_layers(files[scheme], exported).first_divergence is None
+    wrong = planted_in(files[scheme], open_exported(exported), fault, tmp_path)
+    assert verify_layers(wrong, exported).first_divergence.module == "normalize.add"

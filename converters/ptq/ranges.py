@@ -193,12 +193,12 @@ def activation_grids(graph: Graph, ranges: Mapping[int, Range], bits: Mapping[in
 
 def _shift_of_picture(graph: Graph, op: OpInfo) -> float | None:
     """Returns the one number that an operator adds to the picture, or None for other operators."""
-    if op.name not in ("ADD", "SUB") or op.inputs[0] != graph.inputs[0] or not graph.tensors[op.inputs[1]].constant:
+    if op.name != "ADD" or op.inputs[0] != graph.inputs[0] or not graph.tensors[op.inputs[1]].constant:
         return None
     value = graph.constant(op.inputs[1])
     if value.size != 1 or op.options.get("fused_activation_function", "NONE") != "NONE":
         return None
-    return float(value.reshape(-1)[0]) * (-1.0 if op.name == "SUB" else 1.0)
+    return float(value.reshape(-1)[0])
 
 
 def _merged(histograms: Iterable[Histogram]) -> Histogram:

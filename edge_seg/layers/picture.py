@@ -1,9 +1,8 @@
-"""The picture's way into an exported body: one sum, the deviation folded into the first convolution.
+"""The picture's way into an exported body: one sum, the deviation folded into the norm behind the first convolution.
 
-`Normalize` is a depthwise convolution of three channels, which fill no vector: it takes 4 to 5 % of an int8 network.
-Where mean and deviation are the same for all colours, subtracting the mean is a sum with one number, and dividing by
-the deviation can wait until the BatchNorm behind the first convolution. Zero padding stays the mean colour.
-Source: edge_seg measurement (results/speed).
+`Normalize` is a depthwise convolution of three channels, which fill no vector, so that it is slow. Where mean and
+deviation are the same for all colours, subtracting the mean is a sum with one number, and dividing by the deviation can
+wait until the BatchNorm behind the first convolution. Zero padding stays the mean colour.
 """
 
 from __future__ import annotations

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from edge_seg.benchmarks.machine import chip_name
 from edge_seg.studies.markdown import number, table
 
 
@@ -25,10 +26,7 @@ def _machine(record: Mapping[str, Any]) -> str:
 
 
 def _cpu(device: Mapping[str, Any]) -> str:
-    """Names a processor, with the instructions that its int8 kernels may use where they were noted."""
-    name = device.get("cpu") or device.get("soc") or device.get("name") or "an unnamed CPU"
-    features = device.get("int8_features")
-    return f"{name} ({', '.join(features)})" if features else str(name)
+    return chip_name(device) or str(device.get("name") or "an unnamed CPU")
 
 
 def _record_row(record: Mapping[str, Any]) -> list[str]:
