@@ -75,14 +75,14 @@ class GridSplit(nn.Module):
     def __init__(self, channels, scale_in):
         super().__init__()
         split = SplitDepthwise7x7(torch.randn(channels, 1, 7, 7) * 0.2, torch.randn(channels) * 0.1)
-        self.center = GridConv(split.center, scale_in, OnGrid(0.021, -4))
-        self.rows = GridConv(split.rows, scale_in, OnGrid(0.013, 11))
-        self.columns = GridConv(split.columns, scale_in, OnGrid(0.017, -3))
-        self.add_rows = Then(Add(), OnGrid(0.024, 5))
-        self.add_columns = Then(Add(), OnGrid(0.029, -7))
+        self.even = GridConv(split.even, scale_in, OnGrid(0.021, -4))
+        self.odd = GridConv(split.odd, scale_in, OnGrid(0.013, 11))
+        self.rim = GridConv(split.rim, scale_in, OnGrid(0.017, -3))
+        self.add_odd = Then(Add(), OnGrid(0.024, 5))
+        self.add_rim = Then(Add(), OnGrid(0.029, -7))
 
     def forward(self, x):
-        return self.add_columns(self.add_rows(self.center(x), self.rows(x)), self.columns(x))
+        return self.add_rim(self.add_odd(self.even(x), self.odd(x)), self.rim(x))
 
 
 class Everything(nn.Module):

@@ -79,7 +79,7 @@ def test_layers_come_by_module_path_in_order_and_end_in_the_outputs():
     picture = smooth_pictures(1, side=SIDE)[0]
     layers = program_mirror().run_layers(picture)
     assert list(layers)[:3] == ["normalise", "stem", "depthwise"]
-    assert layers["split.rows"].shape == (1, SIDE // 4, SIDE // 4, 24)
+    assert layers["split.odd"].shape == (1, SIDE // 4, SIDE // 4, 24)
     assert_equal({"semantic": layers["logits"], "features": layers["features"]}, program_mirror().run(picture))
 
 

@@ -73,11 +73,11 @@ def test_each_of_the_49_taps_occurs_once():
     conv = depthwise(1)
     conv.weight.data = torch.arange(1.0, 50.0).reshape(1, 1, 7, 7)
     parts = split_7x7(conv)
-    taps = torch.cat([c.weight.flatten() for c in (parts.center, parts.rows, parts.columns)])
+    taps = torch.cat([c.weight.flatten() for c in (parts.even, parts.odd, parts.rim)])
     assert sorted(taps.tolist()) == list(range(1, 50))
-    assert parts.center.bias.tolist() == [0.0]
-    assert parts.rows.bias is None
-    assert parts.columns.bias is None
+    assert parts.even.bias.tolist() == [0.0]
+    assert parts.odd.bias is None
+    assert parts.rim.bias is None
 
 
 @pytest.mark.parametrize(
@@ -144,14 +144,14 @@ def test_the_folded_batchnorm_is_gone_and_the_other_paths_stay():
     pair = split_convolutions(SeparableConv(5, 6, 7).eval())
     assert [type(m).__name__ for m in pair.dw] == ["SplitDepthwise7x7", "Identity", "ReLU"]
     assert [type(m).__name__ for m in pair.pw] == ["Conv2d", "BatchNorm2d", "ReLU"]
-    assert [n for n, m in pair.named_modules() if isinstance(m, Add)] == ["dw.conv.add_rows", "dw.conv.add_columns"]
+    assert [n for n, m in pair.named_modules() if isinstance(m, Add)] == ["dw.conv.add_odd", "dw.conv.add_rim"]
 
 
 def test_the_split_has_as_many_multiplications_as_the_whole():
     whole = nn.Sequential(nn.Conv2d(3, 8, 1), nn.Conv2d(8, 8, 7, padding=3, groups=8))
     counts = conv_macs(split_convolutions(copy.deepcopy(whole)), 20)
     assert sum(counts.values()) == sum(conv_macs(whole, 20).values()) == 400 * (24 + 8 * 49)
-    assert {k: v // 3200 for k, v in counts.items() if v > 9600} == {"1.center": 25, "1.rows": 14, "1.columns": 10}
+    assert {k: v // 3200 for k, v in counts.items() if v > 9600} == {"1.even": 21, "1.odd": 20, "1.rim": 8}
 
 
 # ---- converted files ---------------------------------------------------------------------------------------------
@@ -211,7 +211,7 @@ def test_the_converted_split_is_three_depthwise_convolutions_and_two_sums(scheme
         )
         for op in depthwise_ops
     }
-    assert found == {(5, 5): (1, 1), (2, 7): (6, 1), (5, 2): (1, 6)}
+    assert found == {(7, 3): (1, 2), (5, 4): (1, 2), (2, 4): (6, 2)}
     assert {op.options["padding"] for op in depthwise_ops} == {"SAME"}
     activations = [op.options["fused_activation_function"] for op in graph.ops if op.name == "ADD"]
     assert sorted(activations) == ["NONE", "RELU"]
@@ -220,7 +220,7 @@ def test_the_converted_split_is_three_depthwise_convolutions_and_two_sums(scheme
 @pytest.mark.parametrize("scheme", ["fp32", "w8a8"])
 def test_module_paths_of_the_parts_survive_conversion(scheme):
     graph = read_graph(split_files()[scheme])
-    parts = {"pair.dw.conv.center", "pair.dw.conv.rows", "pair.dw.conv.columns", "pair.dw.conv.add_rows"}
+    parts = {"pair.dw.conv.even", "pair.dw.conv.odd", "pair.dw.conv.rim", "pair.dw.conv.add_odd"}
     assert {graph.source(op) for op in graph.ops} >= parts
 
 

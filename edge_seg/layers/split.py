@@ -1,9 +1,10 @@
 """Depthwise 7x7 convolution as a sum of three smaller ones, exact in real numbers.
 
-TFLite's CPU kernels (XNNPACK) have fast depthwise code for at most 25 taps; 49 taps fall back to a grouped convolution
-that is more than ten times slower. The square of taps is cut into its 5x5 centre, its outer rows (2x7, dilation 6
-along the height) and what is left of its outer columns (5x2, dilation 6 along the width). All three are centred, so
-'same' padding serves each of them and nothing is padded or sliced.
+TFLite's CPU kernels (XNNPACK) have fast depthwise code for 9 and for 25 taps at most, and a convolution with fewer
+costs as much; 49 taps fall back to a grouped convolution that is more than ten times slower. The square of taps is cut
+by columns: the three even ones (7x3, every other column), five rows of the four odd ones (5x4), and the first and the
+last row of those (2x4). That is the price of 25 + 25 + 9 taps; a 5x5 centre with two strips around it would be 3 x 25.
+All three are centred, so 'same' padding serves each of them and nothing is padded or sliced.
 """
 
 from __future__ import annotations
@@ -28,36 +29,39 @@ def is_depthwise_7x7(module: nn.Module) -> bool:
 
 
 class SplitDepthwise7x7(nn.Module):
-    """Sum of a 5x5, a dilated 2x7 and a dilated 5x2 depthwise convolution: the 49 taps of a 7x7, each once.
+    """Sum of a 7x3, a 5x4 and a 2x4 depthwise convolution, all dilated: the 49 taps of a 7x7, each once.
 
     Args:
         weight: 7x7 depthwise kernel, [C, 1, 7, 7].
-        bias: [C]; it goes to the centre, so that it is added once.
+        bias: [C]; it goes to the even columns, so that it is added once.
     """
 
     def __init__(self, weight: Tensor, bias: Tensor) -> None:
         super().__init__()
-        channels = weight.shape[0]
-        self.center = nn.Conv2d(channels, channels, 5, padding=2, groups=channels)
-        self.rows = nn.Conv2d(
-            channels, channels, (2, SIDE), padding=3, dilation=(SIDE - 1, 1), groups=channels, bias=False
-        )
-        self.columns = nn.Conv2d(
-            channels, channels, (5, 2), padding=(2, 3), dilation=(1, SIDE - 1), groups=channels, bias=False
-        )
-        self.add_rows = Add()
-        self.add_columns = Add()
-        self.to(device=weight.device, dtype=weight.dtype)
-        with torch.no_grad():
-            self.center.weight.copy_(weight[:, :, 1:-1, 1:-1])
-            self.center.get_parameter("bias").copy_(bias)
-            self.rows.weight.copy_(weight[:, :, :: SIDE - 1, :])
-            self.columns.weight.copy_(weight[:, :, 1:-1, :: SIDE - 1])
+        self.even = _depthwise(weight[:, :, :, 1::2], dilation=(1, 2), bias=bias)
+        self.odd = _depthwise(weight[:, :, 1:-1, ::2], dilation=(1, 2))
+        self.rim = _depthwise(weight[:, :, :: SIDE - 1, ::2], dilation=(SIDE - 1, 2))
+        self.add_odd = Add()
+        self.add_rim = Add()
 
     def forward(self, x: Tensor) -> Tensor:
         """Maps [N, C, h, w] to [N, C, h, w]."""
-        y: Tensor = self.add_columns(self.add_rows(self.center(x), self.rows(x)), self.columns(x))
+        y: Tensor = self.add_rim(self.add_odd(self.even(x), self.odd(x)), self.rim(x))
         return y
+
+
+def _depthwise(weight: Tensor, *, dilation: tuple[int, int], bias: Tensor | None = None) -> nn.Conv2d:
+    """A depthwise convolution with these taps, padded so that the map keeps its size."""
+    channels, _, height, width = weight.shape
+    padding = ((height - 1) * dilation[0] // 2, (width - 1) * dilation[1] // 2)
+    conv = nn.Conv2d(
+        channels, channels, (height, width), padding=padding, dilation=dilation, groups=channels, bias=bias is not None
+    ).to(device=weight.device, dtype=weight.dtype)
+    with torch.no_grad():
+        conv.weight.copy_(weight)
+        if bias is not None:
+            conv.get_parameter("bias").copy_(bias)
+    return conv
 
 
 def split_7x7(conv: nn.Conv2d, norm: nn.BatchNorm2d | None = None) -> SplitDepthwise7x7:
