@@ -24,17 +24,21 @@ def host_device() -> dict[str, Any]:
         "soc": None,
         "os": f"{platform.system()} {platform.release()}",
         "cpu": cpu_model(),
-        "cpu_id": _cpu_id(),
-        "int8_features": _int8_features(),
+        **processor(_cpuinfo()),
         "machine": platform.machine(),
         "cores": os.cpu_count(),
         "virtual": _is_virtual(),
     }
 
 
+def processor(cpuinfo: str) -> dict[str, Any]:
+    """Returns `cpu_id int8_features` of the first core that a Linux /proc/cpuinfo tells of; unknown is None."""
+    return {"cpu_id": _cpu_id(cpuinfo), "int8_features": _int8_features(cpuinfo)}
+
+
 def cpu_model() -> str | None:
     """Returns the CPU's name as the system gives it."""
-    for line in _cpuinfo():
+    for line in _cpuinfo().splitlines():
         key, _, value = line.partition(":")
         if key.strip().lower() in ("model name", "hardware") and value.strip():
             return value.strip()
@@ -49,34 +53,35 @@ def chip_name(device: Mapping[str, Any]) -> str | None:
     return str(name) if name else None
 
 
-def _cpu_id() -> str | None:
+def _cpu_id(cpuinfo: str) -> str | None:
     """Returns family, model and stepping (x86), or implementer, part and revision (Arm), of the first core."""
-    told = dict(reversed([[part.strip() for part in line.split(":", 1)] for line in _cpuinfo() if ":" in line]))
+    lines = [line.split(":", 1) for line in cpuinfo.splitlines() if ":" in line]
+    told = {key.strip(): value.strip() for key, value in reversed(lines)}
     for keys in (("cpu family", "model", "stepping"), ("CPU implementer", "CPU part", "CPU revision")):
         if all(told.get(key) for key in keys):
             return " ".join(told[key] for key in keys)
     return None
 
 
-def _int8_features() -> list[str] | None:
-    flags = _flags("flags", "Features")
+def _int8_features(cpuinfo: str) -> list[str] | None:
+    flags = _flags(cpuinfo, "flags", "Features")
     return None if flags is None else [name for name in _INT8_FEATURES if name in flags]
 
 
 def _is_virtual() -> bool | None:
     """Whether the CPU reports a hypervisor (x86 only; None elsewhere)."""
-    flags = _flags("flags")
+    flags = _flags(_cpuinfo(), "flags")
     return None if flags is None else "hypervisor" in flags
 
 
-def _flags(*keys: str) -> list[str] | None:
+def _flags(cpuinfo: str, *keys: str) -> list[str] | None:
     """Returns what the first core lists under one of some keys; None where the system has none of them."""
-    lines = [line for line in _cpuinfo() if line.partition(":")[0].strip() in keys]
+    lines = [line for line in cpuinfo.splitlines() if line.partition(":")[0].strip() in keys]
     return lines[0].partition(":")[2].split() if lines else None
 
 
-def _cpuinfo() -> list[str]:
-    return (_read(Path("/proc/cpuinfo")) or "").splitlines()
+def _cpuinfo() -> str:
+    return _read(Path("/proc/cpuinfo")) or ""
 
 
 def watch() -> Callable[[], dict[str, Any]]:

@@ -34,7 +34,7 @@ ARM = (
     ],
 )
 def test_the_first_core_tells_its_number_and_what_int8_kernels_may_use(told, number, features, monkeypatch):
-    monkeypatch.setattr(machine, "_cpuinfo", told.splitlines)
+    monkeypatch.setattr(machine, "_cpuinfo", lambda: told)
     device = machine.host_device()
     assert (device["cpu_id"], device["int8_features"]) == (number, features)
 

@@ -18,7 +18,7 @@ import pytest
 from benchmarks_ssh_stand_ins import InProcess, Pipes, PretendSsh
 from test_converters_tinynet import converted_files
 
-from edge_seg.benchmarks import bench
+from edge_seg.benchmarks import bench, machine
 from edge_seg.benchmarks.bench import Clocks, benchmark
 from edge_seg.benchmarks.profile import load_profile, with_address
 from edge_seg.benchmarks.remote import runner_script
@@ -112,6 +112,20 @@ def test_an_emulated_processor_is_found_by_the_kernel_below_it(monkeypatch):
     with runner.session(board()):
         assert runner.kind == "emulated"
         assert runner.device()["machine"] == "aarch64"
+
+
+def test_a_board_tells_its_processors_number_and_instructions(monkeypatch):
+    """The same file read twice, over the link and here; a board that names none is unknown, not an error."""
+    runner = SshRunner(Pipes(InProcess()))
+    with runner.session(board()):
+        here, told = machine.host_device(), runner.device()
+    assert [told[key] for key in ("cpu_id", "int8_features")] == [here[key] for key in ("cpu_id", "int8_features")]
+    cores = "CPU implementer : 0x41\nCPU part : 0x{part}\nCPU revision : 1\nFeatures : asimd{more}\n"
+    cpuinfo = cores.format(part="d05", more="") + "\n" + cores.format(part="d0d", more=" asimddp")
+    for text, number, features in ((cpuinfo, "0x41 0xd05 1", []), (None, None, None)):
+        monkeypatch.setattr(runner_script, "read", lambda path, text=text: text if path.endswith("cpuinfo") else None)
+        with runner.session(board()):
+            assert (runner.device()["cpu_id"], runner.device()["int8_features"]) == (number, features)
 
 
 def test_a_pis_flags_are_read_and_named(monkeypatch, tmp_path):

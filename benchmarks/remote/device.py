@@ -15,6 +15,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from edge_seg.benchmarks.machine import processor
 from edge_seg.benchmarks.profile import Profile
 from edge_seg.benchmarks.remote import runner_script
 from edge_seg.benchmarks.remote.link import Finished, Link, Pipe, Processes, SystemProcesses
@@ -240,9 +241,13 @@ class RemoteRunner:
         return executor
 
     def device(self) -> dict[str, Any]:
-        """Returns `name soc os cpu machine cores emulated` as the device told them; unknown is None."""
+        """Returns `name soc os cpu cpu_id int8_features machine cores emulated` as the device told them.
+
+        Unknown is None.
+        """
         told = {key: self._hello.get(key) for key in ("soc", "os", "cpu", "machine", "cores", "emulated")}
-        return {"name": self._hello.get("model") or self.name, **told}
+        number = processor(str(self._hello.get("cpuinfo") or ""))
+        return {"name": self._hello.get("model") or self.name, **told, **number}
 
     def watch(self) -> Callable[[], dict[str, Any]]:
         """Reads the device's state now and, in the returned function, again; a device that is gone gives None."""

@@ -29,6 +29,7 @@ RUNTIMES = (
     ("tensorflow.lite.python.interpreter", "tensorflow", "tensorflow"),
 )
 CPU = "/sys/devices/system/cpu"
+LONGEST_CPUINFO = 8192
 
 
 class Refusal(Exception):
@@ -226,6 +227,7 @@ def machine_facts() -> dict[str, Any]:
         "soc": (read("/proc/device-tree/compatible") or "").split(",")[-1] or None,
         "os": f"{platform.system()} {platform.release()}",
         "cpu": cpu_name(),
+        "cpuinfo": (read("/proc/cpuinfo") or "").strip().split("\n\n")[0][:LONGEST_CPUINFO],
         "machine": machine,
         "cores": os.cpu_count(),
         "python": platform.python_version(),
