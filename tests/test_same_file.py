@@ -116,6 +116,24 @@ def test_the_document_counts_and_every_file_is_opened_anew_and_closed(file, tmp_
     assert "3 of 3 within 2 %, 3 in a row" in result.stdout
 
 
+def test_a_run_that_is_cut_off_leaves_what_it_measured(file, tmp_path, monkeypatch):
+    whole, opened = same_file._once, []
+
+    def once(*args):
+        opened.append(args)
+        if len(opened) == 5:
+            raise KeyboardInterrupt
+        return whole(*args)
+
+    monkeypatch.setattr(same_file, "_once", once)
+    profile, out = str(file.parent / "made_up.toml"), tmp_path / "out.json"
+    options = ["--profile", profile, "--profile", profile, "--times", "3", "--images", "2", "--json", str(out)]
+    assert CliRunner().invoke(same_file.main, [str(file), *options]).exit_code != 0
+    found = json.loads(out.read_text())
+    assert [(one["times_n"], len(one["times"])) for one in found["profiles"]] == [(3, 3), (1, 1)]
+    assert found["command"].startswith("python -m edge_seg.studies.same_file ")
+
+
 def test_what_the_order_of_opening_does_is_a_mean_with_its_interval():
     """By hand: logs -0.02, -0.01, 0, mean -0.01, deviation 0.01, Student's 4.303 at two degrees: +- 0.02484."""
     found = same_file._mean([math.exp(-0.02), math.exp(-0.01), 1.0])

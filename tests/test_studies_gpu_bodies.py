@@ -64,3 +64,11 @@ def test_a_resumed_run_keeps_rows_of_the_same_settings_only(tmp_path, input_px, 
     file.write_text(json.dumps({"precision": "fp32", "pictures": 3, "rows": rows}))
     assert [r["network"] for r in _kept(file, input_px, precision)] == kept
     assert _kept(tmp_path / "none.json", input_px, precision) == []
+
+
+def test_a_row_keeps_the_machine_it_was_measured_on(tmp_path):
+    """Documents of before named one machine for all."""
+    file = tmp_path / "bodies.json"
+    rows = [{"network": "a", "input_px": 64}, {"network": "b", "input_px": 64, "device": {"name": "new"}}]
+    file.write_text(json.dumps({"precision": "fp32", "pictures": 3, "device": {"name": "old"}, "rows": rows}))
+    assert [r["device"]["name"] for r in _kept(file, 64, "fp32")] == ["old", "new"]

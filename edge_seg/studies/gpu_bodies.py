@@ -136,12 +136,13 @@ def text(rows: Sequence[dict[str, Any]]) -> str:
 
 
 def _kept(json_file: Path | None, input_px: int, precision: str) -> list[dict[str, Any]]:
-    """Returns the rows of an interrupted run with the same settings."""
+    """Returns the rows of an interrupted run with the same settings, each with the machine it was measured on."""
     if json_file is None or not json_file.is_file():
         return []
     document = read_json(json_file, "comparison of bodies")
     same = document.get("precision") == precision and document.get("pictures") == _PICTURES
-    return [row for row in document.get("rows", []) if same and row.get("input_px") == input_px]
+    rows = [row for row in document.get("rows", []) if same and row.get("input_px") == input_px]
+    return [{**row, "device": row.get("device", document.get("device"))} for row in rows]
 
 
 def _sorted(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -161,10 +162,10 @@ def main(only: tuple[str, ...], input_px: int, precision: Precision, json_file: 
     rows = _kept(json_file, input_px, precision) if resume else []
     done = {row["network"] for row in rows}
     command = shlex.join(["python", "-m", "edge_seg.studies.gpu_bodies", *(a for a in sys.argv[1:] if a != "--resume")])
-    about = {"format": "edge_seg.gpu_bodies", "command": command, "device": machine.host_device()}
+    about = {"format": "edge_seg.gpu_bodies", "command": command}
     for name in tqdm([n for n in (only or sorted(MODELS)) if n not in done], unit="network"):
         with tempfile.TemporaryDirectory(prefix="edge_seg_") as folder:
-            rows.append(compared(name, input_px, precision, Path(folder)))
+            rows.append({**compared(name, input_px, precision, Path(folder)), "device": machine.host_device()})
         if json_file is not None:
             write_json(json_file, {**about, "precision": precision, "pictures": _PICTURES, "rows": _sorted(rows)})
     click.echo(text(_sorted(rows)))

@@ -36,6 +36,7 @@ from edge_seg.studies.start import start
 
 WITHIN_PCT = 2.0
 Show = Callable[[float], None]
+Keep = Callable[[dict[str, Any]], None]
 
 
 def compared_once(
@@ -85,7 +86,7 @@ def _told(ratio: Interval) -> dict[str, Any]:
 
 
 def of_profile(
-    file: Path, profile: Profile, plan: Plan, images: Sequence[NDArray[np.uint8]], *, times: int, show: Show
+    file: Path, profile: Profile, plan: Plan, images: Sequence[NDArray[np.uint8]], *, times: int, show: Show, keep: Keep
 ) -> dict[str, Any]:
     """Compares a file with itself several times on one profile, on its first delegate.
 
@@ -96,6 +97,7 @@ def of_profile(
         images: Pictures, each [H, W, 3] uint8 RGB.
         times: How often.
         show: Called with how many times are done, a fraction of the present one included.
+        keep: Called after each time with what would be returned if it were the last.
 
     Raises:
         InputError: The profile's runner gives no runs one by one.
@@ -103,22 +105,24 @@ def of_profile(
     runner = RUNNERS[profile.runner]()
     if isinstance(runner, ToolRunner):
         raise InputError(f"The profile {profile.name} cannot take turns.", expected="a profile of single runs")
-    found = []
+    found: list[dict[str, Any]] = []
     for turn in range(times):
 
         def shown(part: float, done: int = turn) -> None:
             show(done + part)
 
         found.append(_once(runner, file, profile, plan, images, shown))
-    return {
-        "profile": profile.name,
-        "threads": profile.threads,
-        "delegate": profile.delegates[0],
-        "device": runner.device(),
-        "plan": {key: value for key, value in plan.rule().items() if key != "block_runs"},  # each time has its own
-        **_summary(found),
-        "times": found,
-    }
+        told = {
+            "profile": profile.name,
+            "threads": profile.threads,
+            "delegate": profile.delegates[0],
+            "device": runner.device(),
+            "plan": {key: value for key, value in plan.rule().items() if key != "block_runs"},  # each time has its own
+            **_summary(found),
+            "times": list(found),
+        }
+        keep(told)
+    return told
 
 
 def _once(
@@ -181,6 +185,7 @@ def document(
     max_time_s: float | None = None,
     ratio_ci_pct: float | None = None,
     show: Show = lambda done: None,
+    keep: Keep = lambda so_far: None,
 ) -> dict[str, Any]:
     """Compares a file with itself on several profiles.
 
@@ -192,13 +197,21 @@ def document(
         max_time_s: Replaces the profiles' measured seconds after which one of the two stops.
         ratio_ci_pct: Replaces the profiles': both stop when the 95 % interval of their ratio is so narrow, in percent.
         show: Called with how many times are done of all.
+        keep: Called after each time with the document so far: hours of measuring may be cut off.
 
     Raises:
         InputError: No file, no time at all, or no width to reach.
     """
     if times < 1 or not all(value is None or value > 0 for value in (max_time_s, ratio_ci_pct)):
         raise InputError("There is nothing to measure.", expected="at least one time, time for it, and a width above 0")
-    hashed, found = sha256_of(file), []
+    head = {
+        "format": "edge_seg.same_file",
+        "file": file.name,
+        "sha256": sha256_of(file),
+        "images_n": len(images),
+        "ratio_of": "neighbouring blocks of one file opened twice, in turns (paired: benchmarks.stats_paired)",
+    }
+    found: list[dict[str, Any]] = []
     for k, profile in enumerate(profiles):
         plan = Plan.of(profile if ratio_ci_pct is None else replace(profile, ratio_ci_pct=ratio_ci_pct))
         if max_time_s is not None:
@@ -207,15 +220,11 @@ def document(
         def shown(done: float, before: int = k * times) -> None:
             show(before + done)
 
-        found.append(of_profile(file, profile, plan, images, times=times, show=shown))
-    return {
-        "format": "edge_seg.same_file",
-        "file": file.name,
-        "sha256": hashed,
-        "images_n": len(images),
-        "ratio_of": "neighbouring blocks of one file opened twice, in turns (paired: benchmarks.stats_paired)",
-        "profiles": found,
-    }
+        def kept(one: dict[str, Any]) -> None:
+            keep({**head, "profiles": [*found, one]})
+
+        found.append(of_profile(file, profile, plan, images, times=times, show=shown, keep=kept))
+    return {**head, "profiles": found}
 
 
 def text(found: Mapping[str, Any]) -> str:
@@ -266,17 +275,19 @@ def main(
 ) -> None:
     """Measures FILE against itself and says how often the ratio is within 2 % and how often a difference is called."""
     loaded, images = [load_profile(name) for name in profiles], pictures(data, count, "val")
+    command = shlex.join(["python", "-m", "edge_seg.studies.same_file", *sys.argv[1:]])
     layout = "{l_bar}{bar}| {elapsed}<{remaining}"
     with tqdm(total=float(times * len(loaded)), desc="same file", bar_format=layout) as bar:
 
         def show(done: float) -> None:
             bar.update(max(0.0, done - bar.n))
 
+        def keep(so_far: dict[str, Any]) -> None:
+            if json_file is not None:
+                write_json(json_file, {**so_far, "command": command})
+
         limits = {"max_time_s": max_time_s, "ratio_ci_pct": ratio_ci_pct}
-        found = document(file, loaded, images, times=times, show=show, **limits)
-    found["command"] = shlex.join(["python", "-m", "edge_seg.studies.same_file", *sys.argv[1:]])
-    if json_file is not None:
-        write_json(json_file, found)
+        found = document(file, loaded, images, times=times, show=show, keep=keep, **limits)
     click.echo(text(found))
 
 
