@@ -190,7 +190,7 @@ def _ablation(folder: Path) -> list[str]:
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Rewrites the block of a Markdown file; returns the exit code.
+    """Rewrites the block of a Markdown file and the figures beside the documents; returns the exit code.
 
     Args:
         arguments: The Markdown file and the folder of results.
@@ -202,6 +202,9 @@ def main(arguments: Sequence[str]) -> int:
     try:
         text = replace_block(readme.read_text(encoding="utf-8"), results_markdown(folder))
         write_bytes(readme, text.encode())
+        from edge_seg.studies import figures
+
+        figures.write_figures(folder, folder / "figures")
     except EdgeSegError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code
