@@ -92,7 +92,7 @@ FAULTS = {
         ("activation_scale", "point", (), 1),
     ),
     "a zero point moved": (moved, ("activation_zero_point", "dilated", (), 1)),
-    "a weight flipped": (step(1, "split.rows", 30, 1), ("weight", "split.rows", (6, 0, 1, 0), 1)),
+    "a weight flipped": (step(1, "split.odd", 30, 1), ("weight", "split.odd", (6, 0, 1, 0), 1)),
     "a bias off by a step": (step(2, "deep", 3, 1), ("bias", "deep", (3,), 1)),
 }
 
