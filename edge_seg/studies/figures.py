@@ -76,19 +76,18 @@ def speed_figure(run: Mapping[str, Any]) -> bytes:
 
 def ablation_figure(comparison: Mapping[str, Any]) -> bytes:
     """Draws the differences of an ablation (see `ablation_table.table`) as SVG; the band is what counts as noise."""
-    marks = [
-        Mark(
-            row["change"], "", (row["difference"]["ci95"][0], row["difference"]["value"], row["difference"]["ci95"][1])
-        )
-        for row in comparison["rows"]
-        if row["difference"]
-    ]
+    marks = []
+    for row in comparison["rows"]:
+        if found := row["difference"]:
+            (low, high), count = found["ci95"], len(found["seeds"])
+            title = f"{row['change']}, {count} seed{'s' if count > 1 else ''}"
+            marks.append(Mark(title, "", (low, found["value"], high)))
     smallest = ablation_table.SMALLEST_DIFFERENCE_PQ
 
     def finish(axes: Axes) -> None:
         axes.axvspan(-smallest, smallest, color="#8fa3b5", alpha=0.2, linewidth=0)
         axes.set_title(f"One choice at a time, {comparison['epochs']:g} epochs on {comparison['data']}")
-        axes.set_xlabel(f"PQ minus the recipe's, 95 % interval over pictures; band: noise (below {smallest:g} PQ)")
+        axes.set_xlabel(f"PQ minus the recipe's, 95 % interval; within {smallest:g} is noise")
 
     return _intervals(marks, 0.0, finish)
 
