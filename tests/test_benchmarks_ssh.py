@@ -122,7 +122,9 @@ def test_a_board_tells_its_processors_number_and_instructions(monkeypatch):
     assert [told[key] for key in ("cpu_id", "int8_features")] == [here[key] for key in ("cpu_id", "int8_features")]
     cores = "CPU implementer : 0x41\nCPU part : 0x{part}\nCPU revision : 1\nFeatures : asimd{more}\n"
     cpuinfo = cores.format(part="d05", more="") + "\n" + cores.format(part="d0d", more=" asimddp")
-    for text, number, features in ((cpuinfo, "0x41 0xd05 1", []), (None, None, None)):
+    old = "Processor : Armv8\nprocessor : 0\n\n" + cores.format(part="d03", more=" asimddp")  # of kernels before 4
+    told = ((cpuinfo, "0x41 0xd05 1", []), (old, "0x41 0xd03 1", ["asimddp"]), (None, None, None))
+    for text, number, features in told:
         monkeypatch.setattr(runner_script, "read", lambda path, text=text: text if path.endswith("cpuinfo") else None)
         with runner.session(board()):
             assert (runner.device()["cpu_id"], runner.device()["int8_features"]) == (number, features)

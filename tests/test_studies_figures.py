@@ -19,7 +19,7 @@ ROWS = [
     {"network": "net", "scheme": "w8a8", "of_peer": {"YOLO": [1.9, 2.0, 2.2]}},
     {"network": "other", "scheme": "fp32", "of_peer": {"YOLO": [1.4, 1.5, 1.6]}},
 ]
-RUN = {"device": {"cpu": "made up"}, "rows": ROWS}
+RUN = {"device": {"cpu": "made up"}, "threads": 1, "rows": ROWS}
 
 
 def circles(svg):
@@ -54,6 +54,35 @@ def test_marks_lie_where_their_ratios_say_and_the_peer_and_the_published_form_ar
     ((two, beside),) = marks["w8a8"]
     assert (two - half) / (one_and_half - half) == pytest.approx(1.5, abs=1e-3)
     assert top < beside < below
+
+
+def test_an_interval_reaches_from_its_low_end_to_its_high_end():
+    """By hand: 0.4 to 0.7 is three times 0.5 less 0.4, and twice as far above the value as below it."""
+    svg = figures.speed_figure(RUN).decode()
+    bars = [tuple(map(float, b)) for b in re.findall(r'd="M ([\d.]+) ([\d.]+) *\nL ([\d.]+) ([\d.]+) *\n"', svg)]
+    (half, y), *_ = circles(svg[svg.index(figures.color_of("fp32")) :])
+    ((low, _, high, _),) = [b for b in bars if b[1] == b[3] == y and b[0] < half < b[2]]
+    assert (high - half) / (half - low) == pytest.approx(2.0, abs=1e-3)
+
+
+def test_a_run_without_a_peer_has_no_figure(tmp_path):
+    (tmp_path / "speed").mkdir()
+    rows = [{"network": "net", "scheme": "fp32", "of_peer": {}}]
+    (tmp_path / "speed" / "networks.json").write_text(json.dumps({**RUN, "rows": rows}))
+    assert figures.write_figures(tmp_path, tmp_path / "out") == []
+
+
+def test_differences_lie_on_their_side_of_none_and_say_how_many_seeds_they_rest_on():
+    """By hand: -2, 0 and 1 PQ; the recipe itself and what is missing have no mark."""
+    rows = [{"change": "the recipe", "difference": None}]
+    for change, value, seeds in (("worse", -2.0, [0]), ("same", 0.0, [0, 1]), ("better", 1.0, [0, 1])):
+        difference = {"value": value, "ci95": [value - 1, value + 1], "seeds": seeds}
+        rows.append({"change": change, "difference": difference})
+    svg = figures.ablation_figure({"rows": rows, "epochs": 20.0, "data": "made up"}).decode()
+    assert [t for t in re.findall(r">([^<]+ seeds?)<", svg)] == ["worse, 1 seed", "same, 2 seeds", "better, 2 seeds"]
+    (worse, first), (same, second), (better, third) = circles(svg[svg.index(figures.color_of("fp32")) :])[:3]
+    assert (same - worse) / (better - same) == pytest.approx(2.0, abs=1e-3)
+    assert first < second < third
 
 
 def test_the_same_document_gives_the_same_bytes():

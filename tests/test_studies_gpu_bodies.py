@@ -8,8 +8,10 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from click.testing import CliRunner
 from torch import nn
 
+from edge_seg.studies import gpu_bodies
 from edge_seg.studies.gpu_bodies import FromFloat64, _kept, range_share, text
 
 
@@ -72,3 +74,12 @@ def test_a_row_keeps_the_machine_it_was_measured_on(tmp_path):
     rows = [{"network": "a", "input_px": 64}, {"network": "b", "input_px": 64, "device": {"name": "new"}}]
     file.write_text(json.dumps({"precision": "fp32", "pictures": 3, "device": {"name": "old"}, "rows": rows}))
     assert [r["device"]["name"] for r in _kept(file, 64, "fp32")] == ["old", "new"]
+
+
+def test_a_new_row_names_this_machine(tmp_path, monkeypatch):
+    monkeypatch.setattr(gpu_bodies, "compared", lambda name, *_: {"network": name, "input_px": 64, "refused": "no"})
+    monkeypatch.setattr(gpu_bodies.machine, "host_device", lambda: {"name": "this one"})
+    file = tmp_path / "bodies.json"
+    options = ["--only", "maskconver_mh_256", "--px", "64", "--json", str(file)]
+    assert CliRunner().invoke(gpu_bodies.main, options).exception is None
+    assert [row["device"] for row in json.loads(file.read_text())["rows"]] == [{"name": "this one"}]

@@ -227,7 +227,7 @@ def machine_facts() -> dict[str, Any]:
         "soc": (read("/proc/device-tree/compatible") or "").split(",")[-1] or None,
         "os": f"{platform.system()} {platform.release()}",
         "cpu": cpu_name(),
-        "cpuinfo": (read("/proc/cpuinfo") or "").strip().split("\n\n")[0][:LONGEST_CPUINFO],
+        "cpuinfo": (read("/proc/cpuinfo") or "")[:LONGEST_CPUINFO],
         "machine": machine,
         "cores": os.cpu_count(),
         "python": platform.python_version(),

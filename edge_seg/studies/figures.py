@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -46,7 +46,9 @@ def write_figures(results: Path, out: Path) -> list[Path]:
     """
     drawn: dict[str, bytes] = {}
     if (results / "speed" / "networks.json").is_file():
-        drawn[SPEED] = speed_figure(read_json(results / "speed" / "networks.json", "speed run"))
+        run = read_json(results / "speed" / "networks.json", "speed run")
+        if any(row["of_peer"] for row in run["rows"]):
+            drawn[SPEED] = speed_figure(run)
     if any((results / "ablation").glob("*.json")):
         documents = ablation_table.read_documents(results / "ablation")
         drawn[ABLATION] = ablation_figure(ablation_table.table(documents))
@@ -57,8 +59,11 @@ def write_figures(results: Path, out: Path) -> list[Path]:
 
 
 def speed_figure(run: Mapping[str, Any]) -> bytes:
-    """Draws every network's time as a ratio to the first peer's, as SVG; networks without such a ratio are left out."""
-    peer = next(iter(run["rows"][0]["of_peer"]), "")
+    """Draws every network's time as a ratio to the first peer's, as SVG; networks without such a ratio are left out.
+
+    So is the published form, which is so much slower that the others would fall together.
+    """
+    peer = next(iter(run["rows"][0]["of_peer"]))
     marks = [
         Mark(row["network"], row["scheme"], tuple(row["of_peer"][peer]))
         for row in run["rows"]
@@ -68,7 +73,8 @@ def speed_figure(run: Mapping[str, Any]) -> bytes:
 
     def finish(axes: Axes) -> None:
         axes.set_xlim(left=0)
-        axes.set_title(f"Time of one picture, of {peer}'s in the same precision\n{chip_name(run['device'])}, 1 thread")
+        where = f"{chip_name(run['device']) or 'an unnamed CPU'}, threads: {run['threads']}"
+        axes.set_title(f"Time of one picture, of {peer}'s in the same precision\n{where}")
         axes.set_xlabel("ratio of times, with its 95 % interval; left of 1 is faster")
 
     return _intervals(marks, 1.0, finish)
@@ -92,7 +98,7 @@ def ablation_figure(comparison: Mapping[str, Any]) -> bytes:
     return _intervals(marks, 0.0, finish)
 
 
-def _intervals(marks: Sequence[Mark], held_to: float, finish: Any) -> bytes:
+def _intervals(marks: Sequence[Mark], held_to: float, finish: Callable[[Axes], None]) -> bytes:
     """Draws marks row by row from top to bottom beside an upright line; the same marks give the same bytes."""
     import matplotlib as mpl
     from matplotlib.figure import Figure
