@@ -56,7 +56,9 @@ class _Reader(HTMLParser):
             self._text, self._after_badge = "", -1
         elif tag == "span":
             marked = "badge" in str(dict(attrs).get("class"))
-            self._text += ("; " if self._after_badge == len(self._text.rstrip()) > 0 else " ") if marked else ""
+            if marked:
+                self._text = self._text.rstrip()
+                self._text += "; " if self._after_badge == len(self._text) > 0 else " "
             self._spans.append(marked)
         elif tag in _BLOCKS and self._rows is None:
             self._flush("")

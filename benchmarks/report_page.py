@@ -221,7 +221,7 @@ def _drawn(found: ReportInput) -> list[tuple[str, Html]]:
 def _head(found: ReportInput) -> Html:
     document = found.quickstart or {}
     facts = [(key, document.get(key)) for key in ("model", "data", "device", "created_utc")]
-    line = "".join(f"<span>{esc(key.replace('_utc', ''))} <b>{esc(value)}</b></span>" for key, value in facts if value)
+    line = " ".join(f"<span>{esc(key.replace('_utc', ''))} <b>{esc(value)}</b></span>" for key, value in facts if value)
     notes = document.get("notes")
     remarks = [*(map(str, notes) if isinstance(notes, list) else []), *found.remarks]
     command = document.get("command")

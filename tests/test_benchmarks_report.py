@@ -15,6 +15,7 @@ from PIL import Image
 from edge_seg.benchmarks import report
 from edge_seg.benchmarks.report import load_report_input, write_report
 from edge_seg.benchmarks.report_html import interval, milliseconds, number, size
+from edge_seg.benchmarks.report_markdown import markdown_of
 from edge_seg.benchmarks.report_plots import variant_key
 from edge_seg.errors import ArtifactError, InputError
 
@@ -82,6 +83,15 @@ def test_a_full_folder_gives_every_section_and_none_says_not_run(full):
     _, own, _, page = full
     assert tuple(page.texts) == SECTIONS
     assert "Not run" not in own
+
+
+def test_marks_in_a_row_and_the_facts_of_the_head_are_told_apart_in_markdown(full):
+    badges = '<p><span class="badge">4 fit</span> <span class="badge">4 invalid</span> of <span>8</span></p>'
+    assert markdown_of(badges) == "4 fit; 4 invalid of 8\n"
+    facts = re.search(r'<div class="facts">.*?</div>', full[1])[0]
+    words = [re.sub("<[^>]+>", "", span) for span in re.findall(r"<span>.*?</span>", facts)]
+    assert len(words) == 4
+    assert markdown_of(facts) == " ".join(words) + "\n"
 
 
 def test_the_page_loads_nothing_from_anywhere(full):
