@@ -3,6 +3,7 @@
 import contextlib
 import json
 import math
+import sys
 
 import numpy as np
 import pytest
@@ -128,10 +129,11 @@ def test_a_run_that_is_cut_off_leaves_what_it_measured(file, tmp_path, monkeypat
     monkeypatch.setattr(same_file, "_once", once)
     profile, out = str(file.parent / "made_up.toml"), tmp_path / "out.json"
     options = ["--profile", profile, "--profile", profile, "--times", "3", "--images", "2", "--json", str(out)]
+    monkeypatch.setattr(sys, "argv", ["same_file", "net.tflite", "--times", "3"])
     assert CliRunner().invoke(same_file.main, [str(file), *options]).exit_code != 0
     found = json.loads(out.read_text())
     assert [(one["times_n"], len(one["times"])) for one in found["profiles"]] == [(3, 3), (1, 1)]
-    assert found["command"].startswith("python -m edge_seg.studies.same_file ")
+    assert found["command"] == "python -m edge_seg.studies.same_file net.tflite --times 3"
 
 
 def test_what_the_order_of_opening_does_is_a_mean_with_its_interval():
