@@ -94,7 +94,7 @@ class ActivationGrid(nn.Module):
         return Grid(max(wider, SMALLEST_SCALE), grid.zero_point)
 
     def _note(self, x: Tensor, site: int) -> None:
-        low, high = torch.aminmax(x)
+        low, high = torch.aminmax(x.movedim(1, -1) if x.ndim == 4 else x)  # as it lies in memory, or it is copied first
         if site in self.seen:  # called twice in a step
             low, high = torch.minimum(low, self.seen[site][0]), torch.maximum(high, self.seen[site][1])
         self.seen[site] = torch.stack([low, high]).float()

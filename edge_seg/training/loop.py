@@ -38,6 +38,7 @@ from edge_seg.training.batchnorm import remeasured
 from edge_seg.training.checkpoint import load_state, save_checkpoint, save_state
 from edge_seg.training.distributed import World, chosen_device, started
 from edge_seg.training.interrupt import Interrupts
+from edge_seg.training.kernels import FastKernels
 from edge_seg.training.logs import NoLog, RunLog
 from edge_seg.training.optim import Average, freeze, learning_rate, make_optimizer, train_mode
 from edge_seg.training.runtime import StepClock, threads_of_process, torch_settings
@@ -167,7 +168,7 @@ class Trainer:
             disable=not self.world.first,
         )
         threads = threads_of_process(self.settings.run.threads, self.world)
-        with torch_settings(threads), self.interrupts.watched():
+        with torch_settings(threads), FastKernels(), self.interrupts.watched():
             try:
                 with self._loader(_BuildBatchItem(self.criterion, self.crops)) as loader, bar:
                     self._steps(loader, bar)
