@@ -151,7 +151,36 @@ def _of_kind(found: Mapping[str, Any] | None) -> str:
     return f"{found['ms']:.2f} ({found['operators']:.0f})" if found else ""
 
 
-_OTHERS = {"decoder": _decoder, "instance_decoder": _instance_decoders, "operations": _operations}
+def _kernels(run: Mapping[str, Any]) -> list[str]:
+    """What a step of training takes with PyTorch's kernels and with ours."""
+    device = _cpu(run["rows"][0]["device"])
+    title = (
+        f"**A step of training on a CPU**, seconds with PyTorch's kernels and with those of "
+        f"`edge_seg.training.kernels`, in turns on batches in memory; ratio of neighbouring steps with its 95 % "
+        f"interval, {device}. Retraining still observes ranges."
+    )
+    columns = ("step", "batch", "PyTorch's kernels", "ours", "ratio", "command")
+    return [title, table(columns, [_kernel_row(row) for row in run["rows"]])]
+
+
+def _kernel_row(row: Mapping[str, Any]) -> list[str]:
+    kind = "quantisation-aware retraining" if row["retraining"] else "training"
+    seconds = [number(row[name], 3) for name in ("pytorch_s", "ours_s")]
+    return [
+        f"{kind} of {row['network']}",
+        str(row["batch_size"]),
+        *seconds,
+        _ratio(row["ratio"]),
+        f"`{row['command']}`",
+    ]
+
+
+_OTHERS = {
+    "decoder": _decoder,
+    "instance_decoder": _instance_decoders,
+    "operations": _operations,
+    "kernels": _kernels,
+}
 
 
 def training(runs: Sequence[Mapping[str, Any]]) -> list[str]:
