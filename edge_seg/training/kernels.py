@@ -33,6 +33,7 @@ def on_grid(input: Tensor, scale: Tensor, zero_point: Tensor, quant_min: int, qu
     """
     if input.device.type != "cpu":
         return torch.fake_quantize_per_tensor_affine(input, scale, zero_point, quant_min, quant_max)
+    scale = torch.as_tensor(scale, dtype=torch.float32)
     limits = float(quant_min - int(zero_point)), float(quant_max - int(zero_point))
     found: Tensor = _OnGrid.apply(input, float(scale), float(1 / scale), limits)  # type: ignore[no-untyped-call]
     return found
