@@ -46,12 +46,11 @@ def conv2d(
     input: Tensor,
     weight: Tensor,
     bias: Tensor | None = None,
-    stride: int | Sequence[int] = 1,
-    padding: int | str | Sequence[int] = 0,
-    dilation: int | Sequence[int] = 1,
-    groups: int = 1,
+    *args: Any,
+    **kwargs: Any,
 ) -> Tensor:
     """`torch.conv2d`, with the arguments it has and, where they are faster, the gradients of this module."""
+    stride, padding, dilation, groups = _arguments(*args, **kwargs)
     wanted = torch.is_grad_enabled() and (input.requires_grad or weight.requires_grad)
     if wanted and input.device.type == "cpu" and not isinstance(padding, str):
         how = How(_pair(stride), _pair(padding), _pair(dilation))
@@ -59,6 +58,15 @@ def conv2d(
             out: Tensor = _Depthwise.apply(input, weight, bias, how)  # type: ignore[no-untyped-call]
             return out
     return torch.conv2d(input, weight, bias, stride, padding, dilation, groups)
+
+
+Size = int | Sequence[int]
+
+
+def _arguments(
+    stride: Size = 1, padding: Size | str = 0, dilation: Size = 1, groups: int = 1
+) -> tuple[Size, Size | str, Size, int]:
+    return stride, padding, dilation, groups
 
 
 def _pair(value: int | Sequence[int]) -> Pair:

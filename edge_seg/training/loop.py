@@ -161,11 +161,7 @@ class Trainer:
             PeerStopped: Another process has failed.
         """
         bar = tqdm(
-            total=self.total_steps,
-            initial=self.step,
-            unit="step",
-            desc=self.network.name,
-            disable=not self.world.first,
+            total=self.total_steps, initial=self.step, unit="step", desc=self.network.name, disable=not self.world.first
         )
         threads = threads_of_process(self.settings.run.threads, self.world)
         with torch_settings(threads), FastKernels(), self.interrupts.watched():
