@@ -32,15 +32,16 @@ def test_a_row_says_the_medians_and_the_ratio_of_neighbours():
 
 def test_a_row_takes_the_place_of_the_same_commands():
     seconds = np.ones((8, 2))
+    elsewhere = {"cpu": "made up"}
     first, second = row(seconds, command="b"), row(seconds, command="a")
     document = kernel_speed.with_row(kernel_speed.with_row({}, first), second)
     assert [one["command"] for one in document["rows"]] == ["a", "b"]
-    again = kernel_speed.with_row(document, row(seconds, command="b", ours_s=7.0))
+    again = kernel_speed.with_row(document, row(seconds, command="b", ours_s=7.0, device=elsewhere))
     assert [one["ours_s"] for one in again["rows"]] == [1.0, 7.0]
     head, table = results_speed.speed([again])
     assert "A step of training on a CPU" in head
     assert table.count("\n") == 3
-    assert "| training of maskconver_mnv2_256 | 2 | 1.000 | 7.000 | 1 | `b` |" in table
+    assert "| training of maskconver_mnv2_256 | 2 | made up | 1.000 | 7.000 | 1 | `b` |" in table
 
 
 def test_steps_are_taken_with_both_in_turns(tmp_path, monkeypatch):

@@ -85,6 +85,7 @@ def test_the_mode_takes_over_what_is_slow_and_nothing_else():
         assert not taken_over(F.conv2d(x, weight, None, 1, "same", 1, 4)), "padding by name"
         assert not taken_over(F.conv2d(x, weight[..., :3, :3], None, 1, 1, 1, 4)), "fast as it is"
         assert not taken_over(F.conv2d(x, weight[..., :3, :3], None, 1, 12, 12, 4)), "mostly padding"
+        assert not taken_over(F.conv2d(x, weight[..., :2, :4], None, 1, (3, 3), (6, 2), 4)), "few taps"
         assert not taken_over(torch.nn.Conv2d(4, 8, 5, padding=2, groups=4)(x)), "two filters a channel"
         assert not taken_over(torch.nn.Conv2d(4, 4, 5, padding=2)(x)), "not depthwise"
         assert F.conv2d(x.detach(), weight.detach(), None, 1, 3, 1, 4).grad_fn is None

@@ -15,7 +15,7 @@ from edge_seg.artifact import read_manifest
 from edge_seg.data.source import open_dataset
 from edge_seg.data.synthetic import SyntheticScenes
 from edge_seg.errors import ArtifactError, ConfigError, InputError
-from edge_seg.training import loop
+from edge_seg.training import depthwise, loop
 from edge_seg.training.checkpoint import build_network, load_checkpoint, load_state, save_checkpoint, save_state
 from edge_seg.training.loop import NotFinite, Trainer, same_experiment, train
 from edge_seg.training.settings import DataSettings, ModelSettings, OptimSettings, RunSettings, TrainSettings
@@ -332,3 +332,15 @@ def test_evaluating_on_the_way_does_not_change_the_training(whole, tmp_path, mon
     train(settings(run={"eval_every": 2}), tmp_path)
     assert same_bits(load_state(whole[0] / "state.pt"), load_state(tmp_path / "state.pt")) == []
     assert [f["step"] for f in history(tmp_path) if "pq" in f] == [2, 4, 6]
+
+
+@pytest.mark.usefixtures("whole")
+def test_on_a_cpu_a_training_takes_the_faster_gradients_and_ends_alike_every_time(tmp_path, monkeypatch):
+    plain, taken = depthwise.gradients, []
+    monkeypatch.setattr(depthwise, "gradients", lambda *args: taken.append(args[2].shape[2:]) or plain(*args))
+    model = ModelSettings("maskconver_mnv2_256", 128, options={"width": 16, "head_kernel": 7})
+    brief = OptimSettings(steps=2, batch_size=2, warmup_steps=1, lr=1e-3)
+    for name in ("a", "b"):
+        train(settings(model=model, optim=brief), tmp_path / name)
+    assert taken.count((7, 7)) == 2 * 2 * 6, "two convolutions in each of three heads, two steps, two trainings"
+    assert not same_bits(load_state(tmp_path / "a" / "state.pt"), load_state(tmp_path / "b" / "state.pt"))

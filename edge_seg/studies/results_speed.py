@@ -153,13 +153,12 @@ def _of_kind(found: Mapping[str, Any] | None) -> str:
 
 def _kernels(run: Mapping[str, Any]) -> list[str]:
     """What a step of training takes with PyTorch's kernels and with ours."""
-    device = _cpu(run["rows"][0]["device"])
     title = (
-        f"**A step of training on a CPU**, seconds with PyTorch's kernels and with those of "
-        f"`edge_seg.training.kernels`, in turns on batches in memory; ratio of neighbouring steps with its 95 % "
-        f"interval, {device}. Retraining still observes ranges."
+        "**A step of training on a CPU**, seconds with PyTorch's kernels and with those of "
+        "`edge_seg.training.kernels`, in turns on batches in memory; ratio of neighbouring steps with its 95 % "
+        "interval. Retraining still observes ranges."
     )
-    columns = ("step", "batch", "PyTorch's kernels", "ours", "ratio", "command")
+    columns = ("step", "batch", "CPU", "PyTorch's kernels", "ours", "ratio", "command")
     return [title, table(columns, [_kernel_row(row) for row in run["rows"]])]
 
 
@@ -169,6 +168,7 @@ def _kernel_row(row: Mapping[str, Any]) -> list[str]:
     return [
         f"{kind} of {row['network']}",
         str(row["batch_size"]),
+        _cpu(row["device"]),
         *seconds,
         _ratio(row["ratio"]),
         f"`{row['command']}`",

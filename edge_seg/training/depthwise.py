@@ -23,6 +23,7 @@ from torch.autograd.function import once_differentiable
 
 Pair = tuple[int, int]
 Wants = tuple[bool, bool]
+Size = int | Sequence[int]
 _FAST_COLUMNS = 3
 _MOST_GROWTH = 2.0
 _FEWEST_TAPS = 9
@@ -60,16 +61,13 @@ def conv2d(
     return torch.conv2d(input, weight, bias, stride, padding, dilation, groups)
 
 
-Size = int | Sequence[int]
-
-
 def _arguments(
     stride: Size = 1, padding: Size | str = 0, dilation: Size = 1, groups: int = 1
 ) -> tuple[Size, Size | str, Size, int]:
     return stride, padding, dilation, groups
 
 
-def _pair(value: int | Sequence[int]) -> Pair:
+def _pair(value: Size) -> Pair:
     return (value, value) if isinstance(value, int) else (int(value[0]), int(value[-1]))
 
 
@@ -109,7 +107,7 @@ def gradients(
         grad: Gradient of the output, [N, C, h, w].
         x: Input, [N, C, H, W].
         weight: [C, 1, kh, kw].
-        how: Stride, padding and dilation; stride or dilation is 1.
+        how: Padding and dilation; the stride is 1.
         wants: Which of the two are wanted; the other is None.
     """
     (top, left), (height, width) = how.padding, x.shape[2:]
