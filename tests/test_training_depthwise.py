@@ -49,6 +49,24 @@ def test_gradients_are_those_of_pytorch(case):
         torch.testing.assert_close(one, other, rtol=0, atol=1e-12)
 
 
+@pytest.mark.parametrize(
+    ("kernel", "padding", "dilation", "side"),
+    [((7, 7), 3, 1, 16), ((5, 5), 2, 1, 16), ((3, 3), 2, 2, 8), ((7, 3), (3, 2), (1, 2), 16), ((7, 7), 3, 1, 19)],
+)
+def test_in_float32_the_kernels_that_are_used_are_as_exact_as_pytorchs(kernel, padding, dilation, side):
+    """oneDNN computes in float32 only, so the float64 cases never see its kernels."""
+    rng = torch.Generator().manual_seed(2)
+    x = torch.randn(2, 48, side, side, generator=rng).to(memory_format=torch.channels_last)
+    weight = torch.randn(48, 1, *kernel, generator=rng)
+    how = How((1, 1), pair(padding), pair(dilation))
+    leaves = [x.double().requires_grad_(), weight.double().requires_grad_()]
+    exact = F.conv2d(*leaves, None, *how, 48)
+    grad = torch.randn(exact.shape, generator=rng)
+    wanted = torch.autograd.grad(exact, leaves, grad.double())
+    for one, other in zip(gradients(grad, x, weight, how), wanted, strict=True):
+        assert (one.double() - other).abs().max() < 1e-5 * other.abs().max()
+
+
 def test_by_hand():
     """A 1x5 kernel over one row of 3 cells, padding 2: the gradient of tap t is the sum of x[o + t - 2] over o."""
     x = torch.tensor([1.0, 2.0, 4.0]).reshape(1, 1, 1, 3)
