@@ -55,7 +55,7 @@ bench: $(STAMP)  ## speed of every network in one interleaved run on one core, t
 ablation: $(STAMP)  ## compare choices one at a time on a short schedule (hours; stopped, it goes on)
 	$(BIN)/python -m edge_seg.studies.ablation edge_seg/configs/facade_ablation.toml $(ARGS)
 
-results: $(STAMP)  ## rewrite the results in README.md, and its figures, from results/*.json
+results: $(STAMP)  ## rewrite results/TABLES.md, the results in README.md and its figures from results/
 	$(BIN)/python -m edge_seg.studies.results_table README.md results
 
 clean:  ## remove the environment and caches; runs/ is kept

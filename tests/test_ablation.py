@@ -235,7 +235,7 @@ def test_an_unknown_variation_is_refused_with_the_nearest_name(recipe, tmp_path)
 def test_the_table_is_rebuilt_from_documents_alone(done, tmp_path):
     shutil.copytree(done / "results", tmp_path / "elsewhere")
     text = (tmp_path / "elsewhere" / "ablation" / "table.md").read_text()
-    assert results_markdown(tmp_path / "elsewhere") + "\n" == text
+    assert results_markdown(tmp_path / "elsewhere") + "\n" == f"## Choices\n\n{text}"
     assert "(0.002 epochs) on `synthetic:easy` (`val`, 2 pictures" in text
 
 

@@ -1,15 +1,26 @@
-"""The README's results are made from committed documents, by one command, and nothing else gets in."""
+"""The README's results and the page of every one are made from committed documents, by one command."""
 
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 
 import pytest
 
 from edge_seg.errors import InputError
-from edge_seg.studies.results_table import BEGIN, END, NOTHING, main, replace_block, results_markdown
+from edge_seg.studies.results_table import (
+    BEGIN,
+    END,
+    NOTHING,
+    PAGE,
+    main,
+    page,
+    readme,
+    replace_block,
+    results_markdown,
+)
 
 EVALUATION = {
     "name": "net, float",
@@ -48,9 +59,27 @@ def write(folder, name, document):
     (folder / name).write_text(json.dumps(document))
 
 
-def test_the_block_of_the_readme_is_what_the_documents_give(root):
+def test_the_readme_and_the_page_are_what_the_documents_give(root):
     text = (root / "README.md").read_text(encoding="utf-8")
-    assert replace_block(text, results_markdown(root / "results")) == text, "run `make results`"
+    assert readme(text, root / "results") == text, "run `make results`"
+    tables = (root / "results" / PAGE).read_text(encoding="utf-8")
+    assert page(root / "results") == tables, "run `make results`"
+
+
+def test_the_page_lists_its_subjects_and_leads_to_each(tmp_path):
+    write(tmp_path, "a.json", EVALUATION)
+    write(tmp_path, "bench.json", [RECORD])
+    text = page(tmp_path)
+    assert re.findall(r"^- \[(.*)\]\(#(.*)\)$", text, re.MULTILINE) == [("Accuracy", "accuracy"), ("Speed", "speed")]
+    assert re.findall(r"^## (.*)$", text, re.MULTILINE) == ["Accuracy", "Speed"]
+    assert NOTHING in page(tmp_path / "missing")
+
+
+def test_links_of_the_readme_into_the_page_lead_to_a_heading(root):
+    headings = re.findall(r"^## (.*)$", (root / "results" / PAGE).read_text(encoding="utf-8"), re.MULTILINE)
+    wanted = re.findall(rf"results/{re.escape(PAGE)}#([\w-]+)", (root / "README.md").read_text(encoding="utf-8"))
+    assert wanted
+    assert set(wanted) <= {heading.lower().replace(" ", "-") for heading in headings}
 
 
 def test_without_documents_the_block_says_so(tmp_path):
@@ -61,8 +90,9 @@ def test_without_documents_the_block_says_so(tmp_path):
 def test_an_evaluation_becomes_one_row_with_its_interval_and_hash(tmp_path):
     write(tmp_path, "a.json", EVALUATION)
     lines = results_markdown(tmp_path).splitlines()
-    assert "`facade` (`val`, 107 pictures, data sha256 `aaaaaaaaaaaa`)" in lines[0]
-    assert "somewhere" not in lines[0]
+    assert lines[0] == "## Accuracy"
+    assert "`facade` (`val`, 107 pictures, data sha256 `aaaaaaaaaaaa`)" in lines[2]
+    assert "somewhere" not in lines[2]
     assert lines[-1] == (
         "| net, float | `fp32` | 25.12 [23.0, 27.3] | 60.00 | 30.00 | 12.50 | 37.75 |  | `0123456789ab` |"
     )
@@ -71,7 +101,7 @@ def test_an_evaluation_becomes_one_row_with_its_interval_and_hash(tmp_path):
 def test_a_record_becomes_one_row_below_its_machine(tmp_path):
     write(tmp_path, "bench.json", [RECORD])
     lines = results_markdown(tmp_path).splitlines()
-    assert "A CPU, litert 2.3.0" in lines[0]
+    assert "A CPU, litert 2.3.0" in lines[2]
     assert lines[-1] == (
         "| net | `w8a8` | 3.46 | `host_cpu_1t` | 4.32 [4.30, 4.35] |  | 64 | measured | `fedcba987654` |"
     )
@@ -120,13 +150,14 @@ def test_marks_that_are_not_there_once_and_in_order_are_refused(text):
 
 
 def test_the_command_rewrites_the_file_and_says_what_is_wrong(tmp_path, capsys):
-    readme = tmp_path / "README.md"
-    readme.write_text(f"a\n{BEGIN}\n{END}\nb\n")
+    file = tmp_path / "README.md"
+    file.write_text(f"a\n{BEGIN}\n{END}\nb\n")
     write(tmp_path / "results", "a.json", EVALUATION)
-    assert main([str(readme), str(tmp_path / "results")]) == 0
-    assert "25.12" in readme.read_text()
+    assert main([str(file), str(tmp_path / "results")]) == 0
+    assert "| 25.1 [23.0, 27.3] |" in file.read_text()
+    assert "25.12" in (tmp_path / "results" / PAGE).read_text()
     write(tmp_path / "results", "b.json", {})
-    assert main([str(readme), str(tmp_path / "results")]) == 2
+    assert main([str(file), str(tmp_path / "results")]) == 2
     assert "b.json is not a result" in capsys.readouterr().err
     assert main([]) == 2
 

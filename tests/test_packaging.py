@@ -21,7 +21,7 @@ from edge_seg import cli
 ROOT = Path(__file__).resolve().parent.parent
 SOURCES = {"edge_seg": ROOT / "edge_seg", "edge_seg.converters": ROOT / "converters"}
 SOURCES["edge_seg.benchmarks"] = ROOT / "benchmarks"
-DOCUMENTS = ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "THIRD_PARTY.md", "results/README.md")
+DOCUMENTS = ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "THIRD_PARTY.md", "results/README.md", "results/TABLES.md")
 
 needs_make = pytest.mark.skipif(shutil.which("make") is None, reason="make is not installed here")
 

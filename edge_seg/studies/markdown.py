@@ -1,4 +1,4 @@
-"""Markdown of tables, for the results block of the README."""
+"""Markdown of tables, for the page of results."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Tables of LiteRT's GPU accelerator beside the CPU, for the results block of the README."""
+"""Tables of LiteRT's GPU accelerator beside the CPU, for the page of results."""
 
 from __future__ import annotations
 

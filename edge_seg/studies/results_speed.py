@@ -1,4 +1,4 @@
-"""Tables of latency, speed and training speed for the results block of the README."""
+"""Tables of latency, speed and training speed for the page of results."""
 
 from __future__ import annotations
 
