@@ -56,7 +56,7 @@ ablation: $(STAMP)  ## compare choices one at a time on a short schedule (hours;
 	$(BIN)/python -m edge_seg.studies.ablation edge_seg/configs/facade_ablation.toml $(ARGS)
 
 results: $(STAMP)  ## rewrite results/TABLES.md, the results in README.md and its figures from results/
-	$(BIN)/python -m edge_seg.studies.results_table README.md results
+	$(BIN)/python -m edge_seg.studies.results.page README.md results
 
 clean:  ## remove the environment and caches; runs/ is kept
 	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache ./*.egg-info

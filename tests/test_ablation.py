@@ -15,7 +15,7 @@ from edge_seg.contract import ClassInfo
 from edge_seg.models.base import MODELS
 from edge_seg.studies.ablation import Ablation, Run, main
 from edge_seg.studies.ablation_table import VARIATIONS, read_documents
-from edge_seg.studies.results_table import results_markdown
+from edge_seg.studies.results.page import results_markdown
 from edge_seg.training.checkpoint import load_state
 from edge_seg.training.loop import NotFinite, Trainer
 from edge_seg.training.settings import load_settings
@@ -253,7 +253,6 @@ def test_the_trainings_of_the_main_group_are_those_that_were_agreed():
         "added": "model.options.class_embedding=add",
         "mask_centers": "criterion.centers=mask",
         "live_norm": "optim.freeze_batchnorm=none",
-        "slow_backbone": "optim.backbone_lr_scale=0.1",
     }
 
 

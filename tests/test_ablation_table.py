@@ -22,7 +22,7 @@ from edge_seg.studies.ablation_table import (
     verdict,
     write_document,
 )
-from edge_seg.studies.results_table import results_markdown
+from edge_seg.studies.results.page import results_markdown
 
 CLASSES = [{"name": "window", "isthing": True}, {"name": "wall", "isthing": False}]
 

@@ -126,7 +126,12 @@ def test_the_short_form_is_the_long_one_without_its_last_convolution(v4):
 
 
 @pytest.mark.parametrize(
-    ("name", "last"), [("mobilenet_v4_conv_small_128", "blocks.4."), ("mobilenet_v2_160", "blocks.6.")]
+    ("name", "last"),
+    [
+        ("mobilenet_v4_conv_small_128", "blocks.4."),
+        ("mobilenet_v2_160", "blocks.6."),
+        ("mobilenet_v2_96", ("blocks.5.", "blocks.6.")),
+    ],
 )
 def test_weights_of_the_whole_network_load_into_the_short_form(tmp_path, name, last):
     short = BACKBONES[name]()

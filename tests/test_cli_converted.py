@@ -15,7 +15,7 @@ import pytest
 from PIL import Image
 
 from edge_seg.converters.flatbuffer import read_graph
-from edge_seg.studies.results_table import results_markdown
+from edge_seg.studies.results.page import results_markdown
 
 CONVERT_KEYS = {"file", "scheme", "route", "size_bytes", "sha256", "seconds", "ops", "transposes"}
 RECORD_KEYS = {

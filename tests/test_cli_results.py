@@ -10,7 +10,7 @@ import sys
 import pytest
 
 from edge_seg.errors import InputError
-from edge_seg.studies.results_table import (
+from edge_seg.studies.results.page import (
     BEGIN,
     END,
     NOTHING,
@@ -163,7 +163,7 @@ def test_the_command_rewrites_the_file_and_says_what_is_wrong(tmp_path, capsys):
 
 
 def test_the_command_needs_nothing_heavy():
-    code = "import sys, edge_seg.studies.results_table\nprint([m for m in ('torch', 'numpy') if m in sys.modules])"
+    code = "import sys, edge_seg.studies.results.page\nprint([m for m in ('torch', 'numpy') if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
 

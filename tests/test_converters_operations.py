@@ -15,7 +15,7 @@ from edge_seg.converters.operations import kind_of, profile_operations
 from edge_seg.converters.small_graph import GraphWriter
 from edge_seg.errors import InputError
 from edge_seg.studies.operation_speed import main
-from edge_seg.studies.results_table import results_markdown
+from edge_seg.studies.results.page import results_markdown
 
 
 @pytest.fixture

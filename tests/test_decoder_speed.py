@@ -11,7 +11,7 @@ from edge_seg.decoders.maskconver import MaskConverDecoder
 from edge_seg.decoders.square_merge import merge
 from edge_seg.errors import InputError
 from edge_seg.studies.decoder_speed import PROPOSALS, SIDES_PX, made_case, main, measured_case
-from edge_seg.studies.results_table import results_markdown
+from edge_seg.studies.results.page import results_markdown
 
 SHORT = Plan(min_runs=3, min_time_s=0.0, max_time_s=0.3, target_ci_pct=5.0, block_runs=1, max_warmup_runs=3)
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from edge_seg.studies.gpu_accuracy import Beside
-from edge_seg.studies.results_table import results_markdown
+from edge_seg.studies.results.page import results_markdown
 
 
 class Runner:

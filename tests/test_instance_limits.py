@@ -11,7 +11,7 @@ from edge_seg.decoders.run_lengths import RunLengths
 from edge_seg.evaluation.average_precision import AveragePrecision, TrueObject, mask_iou
 from edge_seg.letterbox import Letterbox
 from edge_seg.studies.instance_limits import corrected, on_box_grid, on_map_grid, text
-from edge_seg.studies.results_table import results_markdown
+from edge_seg.studies.results.page import results_markdown
 
 SIZE_HW = (120, 90)
 CLASSES = tuple(ClassInfo(i + 1, f"class {i}", True, (0, 0, 0)) for i in range(2))

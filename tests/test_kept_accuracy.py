@@ -13,7 +13,7 @@ from edge_seg.errors import InputError
 from edge_seg.evaluation.average_precision import AveragePrecision, TrueObject
 from edge_seg.evaluation.panoptic_quality import PanopticQuality
 from edge_seg.studies import kept_accuracy
-from edge_seg.studies.results_table import results_markdown
+from edge_seg.studies.results.page import results_markdown
 
 
 def quality(hits):

@@ -5,7 +5,8 @@ import json
 import numpy as np
 from click.testing import CliRunner
 
-from edge_seg.studies import kernel_speed, results_speed
+from edge_seg.studies import kernel_speed
+from edge_seg.studies.results import speed
 from edge_seg.training.kernels import FastKernels
 from edge_seg.training.settings import load_settings
 
@@ -38,7 +39,7 @@ def test_a_row_takes_the_place_of_the_same_commands():
     assert [one["command"] for one in document["rows"]] == ["a", "b"]
     again = kernel_speed.with_row(document, row(seconds, command="b", ours_s=7.0, device=elsewhere))
     assert [one["ours_s"] for one in again["rows"]] == [1.0, 7.0]
-    head, table = results_speed.speed([again])
+    head, table = speed.speed([again])
     assert "A step of training on a CPU" in head
     assert table.count("\n") == 3
     assert "| training of maskconver_mnv2_256 | 2 | made up | 1.000 | 7.000 | 1 | `b` |" in table

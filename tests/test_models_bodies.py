@@ -202,7 +202,8 @@ def test_no_quantisation_hostile_layer_is_used(network):
     forbidden += [] if network.name in PUBLISHED else [nn.GroupNorm]
     assert not [m for m in network.body.modules() if isinstance(m, tuple(forbidden))]
     if network.family == "maskconver":
-        assert any(isinstance(m, aspp.Aspp) for m in network.body.modules())
+        context = network.options.aspp != "none"
+        assert any(isinstance(m, aspp.Aspp) for m in network.body.modules()) is context
 
 
 def test_a_miss_names_the_nearest_network_and_an_unknown_option_the_nearest_option():

@@ -142,7 +142,7 @@ def dry_run(*arguments: str) -> str:
         (("test",), ".venv/bin/python -m pytest -q"),
         (("lint",), ".venv/bin/ruff check ."),
         (("types",), ".venv/bin/mypy -p edge_seg"),
-        (("results",), "-m edge_seg.studies.results_table README.md results"),
+        (("results",), "-m edge_seg.studies.results.page README.md results"),
     ],
 )
 def test_each_target_runs_its_command_in_the_environment(arguments, command):

@@ -2,8 +2,8 @@
 
 import dataclasses
 
-from edge_seg.studies.results_documents import read_results
-from edge_seg.studies.results_summary import summary_markdown
+from edge_seg.studies.results.documents import read_results
+from edge_seg.studies.results.summary import summary_markdown
 
 
 def evaluation(name, scheme, pq, **more):

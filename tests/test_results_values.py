@@ -5,8 +5,8 @@ import dataclasses
 import pytest
 
 from edge_seg.errors import InputError
-from edge_seg.studies.results_documents import read_results
-from edge_seg.studies.results_values import VALUES, replace_values
+from edge_seg.studies.results.documents import read_results
+from edge_seg.studies.results.values import VALUES, replace_values
 
 
 def empty(tmp_path, **given):
@@ -43,6 +43,19 @@ def test_the_difference_of_the_quickstart_is_between_its_int8_file_and_pytorch(t
     found = empty(tmp_path, evaluations=[other, score("torch", 70.0), score("w8a8", 68.74)])
     assert VALUES["quickstart_difference"](found) == "1.3"
     assert VALUES["quickstart_images"](found) == "9"
+
+
+def test_the_lite_network_is_told_by_its_ratios_and_its_difference(tmp_path):
+    def row(network, scheme, ratio):
+        return {"network": network, "scheme": scheme, "of_peer": {"Peer": ratio}}
+
+    rows = [row("maskconver_lite_256", "fp32", [0.5, 0.55, 0.6]), row("maskconver_lite_256", "w8a8", [0.9, 0.95, 1.0])]
+    speeds = [{"what": "decoder", "rows": []}, {"rows": [row("plain", "fp32", None), *rows]}]
+    lite = {"name": "lite", "difference": {"value": -0.25, "ci95": [-1.04, 0.55]}}
+    found = empty(tmp_path, speeds=speeds, ablation={"rows": [{"name": "base", "difference": None}, lite]})
+    assert VALUES["lite_fp32_of_peer"](found) == "0.55 [0.50, 0.60]"
+    assert VALUES["lite_int8_of_peer"](found) == "0.95 [0.90, 1.00]"
+    assert VALUES["lite_difference"](found) == "-0.2 [-1.0, +0.6]"
 
 
 def test_a_name_that_is_no_figure_is_refused_with_the_nearest(tmp_path):

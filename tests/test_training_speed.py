@@ -9,7 +9,7 @@ import pytest
 import torch
 from click.testing import CliRunner
 
-from edge_seg.studies.results_table import results_markdown
+from edge_seg.studies.results.page import results_markdown
 from edge_seg.studies.training_speed import PARTS, TimedWorld, compared, main, measure, text, timed_settings
 from edge_seg.training import distributed
 from edge_seg.training.distributed import World

@@ -80,19 +80,20 @@ class MobileNetV2(Backbone):
     """MobileNetV2 without its classification tail; strides after 16 are dilated.
 
     Args:
-        whole: Whether the last block (320 channels, a fifth of the cost at stride 16) is there.
+        rows: How many rows of the paper's table are there; the later ones (160 and 320 channels, at stride 16 because
+            they are dilated) cost half of the network at 256 px.
     """
 
     skip_channels = 32
 
-    def __init__(self, *, whole: bool = True) -> None:
+    def __init__(self, *, rows: int = len(_STAGES)) -> None:
         super().__init__()
         self.conv_stem = SameConv2d(3, 32)
         self.bn1 = _norm(32)
         self.act1 = nn.ReLU6()
         channels, stride_px = 32, 2
         blocks, stages = [], [Stage("conv_stem", 32, 2)]
-        for index, (expand, out, repeats, stride, first, rest) in enumerate(_STAGES if whole else _STAGES[:-1]):
+        for index, (expand, out, repeats, stride, first, rest) in enumerate(_STAGES[:rows]):
             row: list[nn.Module] = []
             for repeat in range(repeats):
                 if expand == 1:
@@ -106,14 +107,14 @@ class MobileNetV2(Backbone):
             stages.append(Stage(f"blocks.{index}", out, stride_px))
         self.blocks = nn.ModuleList(blocks)
         self.stages, self.top_channels = tuple(stages), channels
-        self.tail_keys = ("conv_head.", "bn2.", "classifier.", *(() if whole else ("blocks.6.",)))
+        self.tail_keys = ("conv_head.", "bn2.", "classifier.", *(f"blocks.{i}." for i in range(rows, len(_STAGES))))
 
     def frozen_paths(self, stages: int) -> tuple[str, ...]:
         """Returns the module paths of the first `stages` stages; the stem's BatchNorm goes with the stem."""
         return ("bn1", *super().frozen_paths(stages)) if stages else ()
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Maps a normalised image to ([N, 32, H/8, W/8], [N, 320 or 160, H/16, W/16])."""
+        """Maps a normalised image to ([N, 32, H/8, W/8], [N, 320, 160 or 96, H/16, W/16])."""
         x = self.act1(self.bn1(self.conv_stem(x)))
         for block in self.blocks[:3]:
             x = block(x)
@@ -192,4 +193,10 @@ def mobilenet_v2() -> Backbone:
 @BACKBONES.register("mobilenet_v2_160")
 def mobilenet_v2_160() -> Backbone:
     """MobileNetV2 1.0 that ends before the 320-channel block, timm names (`mobilenetv2_100`)."""
-    return MobileNetV2(whole=False)
+    return MobileNetV2(rows=6)
+
+
+@BACKBONES.register("mobilenet_v2_96")
+def mobilenet_v2_96() -> Backbone:
+    """MobileNetV2 1.0 that ends before the dilated blocks of 160 channels, timm names (`mobilenetv2_100`)."""
+    return MobileNetV2(rows=5)

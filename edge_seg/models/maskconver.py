@@ -64,6 +64,7 @@ class MaskConverOptions:
         shared_trunk: What the three heads share: "none" (published), "sum" (skip 1x1 and sum with the context) or
             "conv" (also the first separable convolution). Each head keeps at least one of its own, so that no raw
             output is used inside the graph.
+        backbone: Registered name; empty takes the one of the network's name.
     """
 
     class_embedding: Literal["multiply", "add"] = "multiply"
@@ -73,6 +74,7 @@ class MaskConverOptions:
     aspp: Literal["full", "light", "none"] = "full"
     aspp_width: int = 0
     shared_trunk: Literal["none", "sum", "conv"] = "none"
+    backbone: str = ""
 
 
 @dataclass(frozen=True)
@@ -380,7 +382,7 @@ def _array(tensor: Tensor) -> NDArray[np.float32]:
 def _variant(name: str, backbone: str, default_px: int, **fixed: Any) -> None:
     def make(num_classes: int = 133, input_px: int = 0, **options: Any) -> MaskConver:
         chosen = from_mapping(MaskConverOptions, {**fixed, **options}, where="model.options")
-        return MaskConver(name, backbone, input_px or default_px, num_classes, chosen)
+        return MaskConver(name, chosen.backbone or backbone, input_px or default_px, num_classes, chosen)
 
     make.__doc__ = f"MaskConver with {backbone}, {default_px} px."
     MODELS.register(name)(make)
@@ -393,5 +395,7 @@ _variant("maskconver_mnv2_256", "mobilenet_v2", 256)
 _variant("maskconver_mnv2_256_k5", "mobilenet_v2", 256, head_kernel=5)
 _variant("maskconver_mnv2_512", "mobilenet_v2", 512)
 _variant("maskconver_mnv4s_256", "mobilenet_v4_conv_small", 256, head_kernel=5)
-_variant("maskconver_lite_256", "mobilenet_v2_160", 256, head_kernel=5, width=128)
+_variant(  # accuracy needs the width, not later blocks, ASPP or a trunk for each head (results/ablation, group lite)
+    "maskconver_lite_256", "mobilenet_v2_96", 256, head_kernel=3, width=192, aspp="none", shared_trunk="conv"
+)
 _variant("maskconver_lite_mnv4s_256", "mobilenet_v4_conv_small_128", 256, head_kernel=5, width=160)

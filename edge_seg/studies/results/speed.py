@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from edge_seg.benchmarks.machine import chip_name
-from edge_seg.studies.markdown import number, table
+from edge_seg.studies.results.markdown import number, table
 
 
 def latency(records: Sequence[Mapping[str, Any]]) -> list[str]:

@@ -10,8 +10,9 @@ import re
 from collections.abc import Callable
 
 from edge_seg.errors import InputError
-from edge_seg.studies.results_documents import Document, Results
+from edge_seg.studies.results.documents import Document, Results
 
+_LITE = "maskconver_lite_256"
 _MARK = re.compile(r"<!--value:(\w+)-->(.*?)<!--/-->", re.DOTALL)
 
 
@@ -94,6 +95,20 @@ def _aarch64_differing(found: Results) -> str:
     return f"{sum(run['differing'] for run in runs)} of {sum(run['integers'] for run in runs):,}"
 
 
+def _lite_of_peer(found: Results, scheme: str) -> str:
+    run = next(run for run in found.speeds if "what" not in run and run["rows"][0]["of_peer"])
+    row = next(row for row in run["rows"] if (row["network"], row["scheme"]) == (_LITE, scheme))
+    low, ratio, high = next(iter(row["of_peer"].values()))
+    return f"{ratio:.2f} [{low:.2f}, {high:.2f}]"
+
+
+def _lite_difference(found: Results) -> str:
+    rows = found.ablation["rows"] if found.ablation else []
+    difference = next(row["difference"] for row in rows if row["name"] == "lite" and row["difference"])
+    low, high = difference["ci95"]
+    return f"{difference['value']:+.1f} [{low:+.1f}, {high:+.1f}]"
+
+
 VALUES: dict[str, Callable[[Results], str]] = {
     "quickstart_images": lambda found: str(_quickstart(found, "w8a8")["images"]),
     "quickstart_difference": _quickstart_difference,
@@ -107,6 +122,9 @@ VALUES: dict[str, Callable[[Results], str]] = {
     "same_file_known_1": lambda found: _within(found, "ratio_known", 1),
     "same_file_known_2": lambda found: _within(found, "ratio_known", 2),
     "same_file_known_taken": lambda found: _taken_by_others(found, "ratio_known"),
+    "lite_fp32_of_peer": lambda found: _lite_of_peer(found, "fp32"),
+    "lite_int8_of_peer": lambda found: _lite_of_peer(found, "w8a8"),
+    "lite_difference": _lite_difference,
     "exact_files": lambda found: str(len(_trained(found))),
     "exact_numbers": _trained_equal,
     "exact_outputs": _outputs_equal,

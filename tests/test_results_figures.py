@@ -9,7 +9,8 @@ from click.testing import CliRunner
 from PIL import Image
 
 from edge_seg.errors import InputError
-from edge_seg.studies import figures, sheet
+from edge_seg.studies import sheet
+from edge_seg.studies.results import figures
 
 ROWS = [
     {"network": "YOLO", "scheme": "fp32", "of_peer": {"YOLO": [1.0, 1.0, 1.0]}},

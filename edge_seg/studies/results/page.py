@@ -11,10 +11,10 @@ from pathlib import Path
 
 from edge_seg.artifact import write_bytes
 from edge_seg.errors import EdgeSegError, InputError
-from edge_seg.studies import results_accuracy, results_exact, results_gpu, results_speed
-from edge_seg.studies.results_documents import Results, read_results
-from edge_seg.studies.results_summary import summary_markdown
-from edge_seg.studies.results_values import replace_values
+from edge_seg.studies.results import accuracy, exact, gpu, speed
+from edge_seg.studies.results.documents import Results, read_results
+from edge_seg.studies.results.summary import summary_markdown
+from edge_seg.studies.results.values import replace_values
 
 PAGE = "TABLES.md"
 BEGIN = "<!-- results:begin -->"
@@ -54,19 +54,19 @@ def _sections(found: Results) -> dict[str, list[str]]:
     kernels = [run for run in found.speeds if run.get("what") == "kernels"]
     others = [run for run in found.speeds if run not in kernels]
     sections = {
-        "Accuracy": results_accuracy.accuracy(found.evaluations),
-        "Kept accuracy": results_accuracy.kept(found.kept),
-        "Limits": results_accuracy.limits(found.limits),
+        "Accuracy": accuracy.accuracy(found.evaluations),
+        "Kept accuracy": accuracy.kept(found.kept),
+        "Limits": accuracy.limits(found.limits),
         "Exactness": [
-            *results_exact.trained(found.exactness),
-            *results_exact.processors(found.exactness),
-            *results_exact.interpreters(found.exactness),
+            *exact.trained(found.exactness),
+            *exact.processors(found.exactness),
+            *exact.interpreters(found.exactness),
         ],
-        "GPU accelerator": [*results_gpu.accuracy(found.accelerator), *results_gpu.bodies(found.bodies)],
+        "GPU accelerator": [*gpu.accuracy(found.accelerator), *gpu.bodies(found.bodies)],
         "Choices": _ablation(found),
-        "Speed": [*results_speed.latency(found.records), *results_speed.speed(others)],
-        "Trust in a ratio": results_exact.same_file(found.same_file),
-        "Training speed": [*results_speed.training(found.training), *results_speed.speed(kernels)],
+        "Speed": [*speed.latency(found.records), *speed.speed(others)],
+        "Trust in a ratio": exact.same_file(found.same_file),
+        "Training speed": [*speed.training(found.training), *speed.speed(kernels)],
     }
     return {title: texts for title, texts in sections.items() if texts}
 
@@ -121,14 +121,14 @@ def main(arguments: Sequence[str]) -> int:
         The exit code.
     """
     if len(arguments) != 2:
-        print("usage: python -m edge_seg.studies.results_table README.md results", file=sys.stderr)
+        print("usage: python -m edge_seg.studies.results.page README.md results", file=sys.stderr)
         return InputError.exit_code
     file, folder = Path(arguments[0]), Path(arguments[1])
     try:
         text, tables = readme(file.read_text(encoding="utf-8"), folder), page(folder)
         write_bytes(file, text.encode())
         write_bytes(folder / PAGE, tables.encode())
-        from edge_seg.studies import figures
+        from edge_seg.studies.results import figures
 
         figures.write_figures(folder, folder / "figures")
     except EdgeSegError as error:

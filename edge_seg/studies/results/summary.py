@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from edge_seg.benchmarks.machine import chip_name
-from edge_seg.studies.markdown import data_name, number, table
-from edge_seg.studies.results_documents import Document, Results
+from edge_seg.studies.results.documents import Document, Results
+from edge_seg.studies.results.markdown import data_name, number, table
 
 _SCHEMES = ("fp32", "fp16", "w8_dynamic", "w8a8", "qat_w8a8")
 _VERDICTS = {"better": "better", "worse": "worse", "noise": "within the noise"}

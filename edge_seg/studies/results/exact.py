@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from edge_seg.studies.markdown import data_name, number, table
+from edge_seg.studies.results.markdown import data_name, number, table
 
 
 def trained(documents: Mapping[str, Mapping[str, Any]]) -> list[str]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from edge_seg.studies.markdown import data_name, number, table
+from edge_seg.studies.results.markdown import data_name, number, table
 
 _SCORES = {
     "pq": {
