@@ -82,14 +82,14 @@ VARIATIONS = (
         "reassign", "decoder: pixels of rejected segments re-assigned", (), ("reassign_rejected=true",), weights_of=BASE
     ),
     Variation("exponent1", "decoder: score exponent 1 (published)", (), ("score_exponent=1.0",), weights_of=BASE),
-    _lite("first", "first lite: backbone to 160 channels, ASPP, three 5x5 trunks of 128"),
+    _lite("first", "first lite: 160 channels, ASPP, three trunks"),
     _lite("whole_backbone", "first lite, whole backbone", backbone="mobilenet_v2"),
     _lite("none_aspp", "first lite, no ASPP", aspp="none"),
     _lite("shared", "first lite, one shared trunk", shared_trunk="conv"),
     _lite("width256", "first lite, width 256", width="256"),
     _lite(
         "short",
-        "first lite, backbone to 96 channels, no ASPP, 3x3",
+        "first lite, 96 channels, no ASPP, 3x3",
         backbone="mobilenet_v2_96",
         aspp="none",
         head_kernel="3",

@@ -93,7 +93,7 @@ def ablation_figure(comparison: Mapping[str, Any]) -> bytes:
     def finish(axes: Axes) -> None:
         axes.axvspan(-smallest, smallest, color="#8fa3b5", alpha=0.2, linewidth=0)
         axes.set_title(f"One choice at a time, {comparison['epochs']:g} epochs on {comparison['data']}")
-        axes.set_xlabel(f"PQ minus the recipe's, 95 % interval; within {smallest:g} is noise")
+        axes.set_xlabel(f"PQ minus the recipe's, 95 % interval\nwithin {smallest:g} is noise")
 
     return _intervals(marks, 0.0, finish)
 
