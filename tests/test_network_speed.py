@@ -116,3 +116,11 @@ def test_batchnorm_gets_the_statistics_of_the_pictures():
     )
     assert body.running_mean.tolist() == [20.0] * 3
     assert body.running_var.tolist() == pytest.approx([100.0 * 32 / 31] * 3)
+
+
+def test_the_committed_times_are_of_the_networks_as_they_are(root):
+    """A network that is made anew must be measured anew: its multiplications tell."""
+    rows = json.loads((root / "results" / "speed" / "networks.json").read_text(encoding="utf-8"))["rows"]
+    for candidate in (c for c in CANDIDATES if c.model and c.split_7x7):
+        told = {row["macs_graph"] for row in rows if row["network"] == candidate.title}
+        assert told == {MODELS[candidate.model](candidate.classes).macs()["macs_graph"]}, candidate.title

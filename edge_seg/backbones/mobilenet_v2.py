@@ -80,8 +80,8 @@ class MobileNetV2(Backbone):
     """MobileNetV2 without its classification tail; strides after 16 are dilated.
 
     Args:
-        rows: How many rows of the paper's table are there; the later ones (160 and 320 channels, at stride 16 because
-            they are dilated) cost half of the network at 256 px.
+        rows: How many rows of the paper's table are there; the last two (160 and 320 channels) are at stride 16 because
+            they are dilated.
     """
 
     skip_channels = 32

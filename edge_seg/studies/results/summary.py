@@ -26,8 +26,6 @@ def _accuracy(found: Results) -> list[str]:
         network, *what = str(document["name"]).split(", ")
         if len(what) == 1 and not str(document.get("command", "")).startswith("edge-seg quickstart"):
             groups.setdefault(_key(network, document), {})[str(document["scheme"])] = document
-        elif what[-1:] == ["qat_w8a8 file"]:
-            groups.setdefault(_key(network, document), {})["qat_w8a8"] = document
     for key, schemes in groups.items():
         if key not in rows and "fp32" in schemes:
             metric = str(schemes["fp32"].get("metric", "pq"))
